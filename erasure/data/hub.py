@@ -1,0 +1,50 @@
+"""hub: an image classification data set by its hub id ("owner/name"), through the `datasets` package (an extra)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erasure.data._base import Dataset, stacked
+from erasure.errors import DataError
+
+
+class Hub:
+    """A data set of the Hugging Face hub with one image column and one class-label column."""
+
+    def load(self, split: str, spec: str | Path | None = None, image_size: int | None = None) -> Dataset:
+        """The split of the data set `spec`; a missing test split falls back to `validation`."""
+        if spec is None:
+            raise DataError("--data hub needs the id itself: give owner/name as --data")
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(f"--data {spec} reads a hub id: install it with `pip install erasure[hub]`") from None
+        try:
+            every = datasets.load_dataset(str(spec))
+        except Exception as error:  # the library raises a dozen kinds for one meaning
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"data set {spec} cannot be loaded ({reason}): check the id and the network") from error
+        chosen = next((name for name in (split, "validation") if name in every), None)
+        if chosen is None:
+            raise DataError(f"data set {spec} has no {split} split (it has {', '.join(every)})")
+        return from_table(every[chosen], str(spec), split, image_size)
+
+
+def from_table(table: Any, name: str, split: str, image_size: int | None) -> Dataset:
+    """A Dataset from a `datasets.Dataset` table, its columns found by their types."""
+    images = [key for key, feature in table.features.items() if type(feature).__name__ == "Image"]
+    labels = [key for key, feature in table.features.items() if type(feature).__name__ == "ClassLabel"]
+    if not images or not labels:
+        raise DataError(f"data set {name} needs an image and a class-label column, it has {', '.join(table.features)}")
+    pictures = [_as_array(picture) for picture in table[images[0]]]
+    array = stacked(pictures, [f"{name}[{i}]" for i in range(len(pictures))], image_size)
+    label_names = tuple(table.features[labels[0]].names)
+    return Dataset(name, split, array, np.array(table[labels[0]], dtype=np.int64), label_names)
+
+
+def _as_array(picture: Any) -> np.ndarray:
+    array = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+    return array[..., None] if array.ndim == 2 else array

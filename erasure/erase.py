@@ -1,0 +1,263 @@
+"""Erase classes from a model: mask, method, cleaned weights, evidence and report, in one resumable run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erasure import options, registry
+from erasure.data import Dataset
+from erasure.errors import DivergedError, NotApplicableError, OptionError, suggestion
+from erasure.evaluate import Judging, data_of, evidence_for, held_classifier, measured
+from erasure.evidence import probe
+from erasure.mask import Mask
+from erasure.methods._base import Job, Method
+from erasure.models import DiffusionModel, Model, load_model, resolve
+from erasure.processes import agreed, device
+from erasure.report import write_report
+from erasure.run import Run, is_main, read_json
+from erasure.saliency import SaliencySettings, build_mask
+from erasure.seeds import derive
+from erasure.task import Task
+
+MASKS = ("saliency", "none", "random", "inverted")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an erasure; what is left empty follows the method, the model or its data."""
+
+    model: str
+    forget: str
+    method: str = "salun"
+    mask: str | None = None
+    preset: str | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    image_size: int | None = None
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    saliency: Mapping[str, Any] = field(default_factory=dict)
+    judging: Judging = field(default_factory=Judging)
+    evaluate: bool = True
+    probe_every: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A request with everything loaded and decided; `model` is moved in place, `original` stays."""
+
+    model: Model
+    original: Model
+    dataset: Dataset
+    task: Task
+    method: Method
+    scoring: SaliencySettings
+    judging: Judging
+
+
+def erase(request: Request, out: str | Path) -> dict[str, Any]:
+    """Carry out `request` in the folder `out`; returns `ua`, `ra`, `seconds`, all metrics, and the same of `original`.
+
+    The folder gets run.json, log.jsonl, mask.safetensors, model/ (a folder that the stock library loads), samples/ and
+    report.html. The same request on the same folder continues a killed run, with the same bits, or returns its result.
+    """
+    request.judging.check()
+    model = load_model(request.model).to(device())
+    dataset = data_of(model, request.data, request.data_dir, request.image_size)
+    task = Task.of_classes(request.forget, dataset.class_names)
+    method, scoring = _resolved(request, model)
+    settings = _settings(request, model, method, scoring)
+    judging = Judging.from_json(settings["judging"])
+    return _carried_out(settings, out, _Plan(model, model.clone(), dataset, task, method, scoring, judging))
+
+
+def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
+    """Repeat the erasure of a run.json in another folder; raises OptionError when the model has changed."""
+    document = read_json(Path(config))
+    if document.get("verb") != "erase" or "settings" not in document:
+        raise OptionError(f"--config {config} is not the run.json of an erasure")
+    settings = document["settings"]
+    model = load_model(settings["model"]).to(device())
+    if model.hash != settings["model_hash"]:
+        raise OptionError(f"{settings['model']} is no longer the model of {config}: its weights have changed")
+    dataset = data_of(model, settings["data"], settings["data_dir"], settings["image_size"])
+    task = Task.of_classes(settings["forget"], dataset.class_names)
+    method = options.build(registry.load("methods", settings["method"]), settings["method"], settings["options"])
+    scoring = options.build(SaliencySettings, "saliency", settings["saliency"])
+    judging = Judging.from_json(settings["judging"])
+    return _carried_out(settings, out, _Plan(model, model.clone(), dataset, task, method, scoring, judging))
+
+
+def _resolved(request: Request, model: Model) -> tuple[Method, SaliencySettings]:
+    """The method and the scoring with every option decided: paper, family, model card, preset, then flags."""
+    kind = registry.load("methods", request.method)
+    card = dict(model.info.get("erase", {}).get(request.method, {}))
+    preset: dict[str, Any] = {}
+    if request.preset:
+        if request.preset not in kind.presets:
+            raise OptionError(
+                f"{request.method} has no preset {request.preset!r}{suggestion(request.preset, kind.presets)}"
+            )
+        preset = dict(kind.presets[request.preset])
+    scores = [card.pop("saliency", {}), preset.pop("saliency", {}), request.saliency]
+    layers = [kind.defaults_of.get(model.family, {}), card, preset, request.options]
+    scoring = options.build(SaliencySettings, "the saliency", *scores)
+    scoring.check()
+    return options.build(kind, f"method {request.method}", *layers), scoring
+
+
+def _settings(request: Request, model: Model, method: Method, scoring: SaliencySettings) -> dict[str, Any]:
+    mask = request.mask or method.default_mask
+    if mask != "none" and not method.takes_mask:
+        raise NotApplicableError(f"--mask {mask} has no meaning for {request.method}, which keeps no original weight")
+    source = resolve(request.model)
+    classifier = request.judging.classifier
+    judging = request.judging.as_json() | {"classifier": str(Path(classifier).resolve()) if classifier else None}
+    return {
+        "model": str(Path(source).resolve()) if Path(source).is_dir() else source,
+        "model_hash": model.hash,
+        "forget": request.forget,
+        "data": request.data,
+        "data_dir": str(Path(request.data_dir).resolve()) if request.data_dir else None,
+        "image_size": request.image_size,
+        "method": request.method,
+        "options": asdict(method),
+        "mask": mask if mask in MASKS else str(Path(mask).resolve()),
+        "mask_hash": None if mask in MASKS else _file_mask(mask, model).provenance,
+        "saliency": asdict(scoring),
+        "seed": request.seed,
+        "evaluate": request.evaluate,
+        "judging": judging,
+        "probe_every": request.probe_every,
+    }
+
+
+def _file_mask(path: str, model: Model) -> Mask:
+    if not Path(path).exists() and "/" not in path and not path.endswith(".safetensors"):
+        raise OptionError(f"unknown --mask {path!r}{suggestion(path, MASKS)}: expected a file, or {', '.join(MASKS)}")
+    mask = Mask.load(path)
+    mask.check(model.network)
+    return mask
+
+
+def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan) -> dict[str, Any]:
+    with Run(out, "erase", settings) as run:
+        run.document = agreed(run.document)
+        if run.done:
+            return run.result
+        model = plan.model
+        if "trained" in run.document:
+            model = load_model(run.folder / "model").to(plan.model.device)
+        else:
+            _train(run, plan)
+        result: dict[str, Any] = {
+            "run": str(run.folder),
+            "method": settings["method"],
+            "mask": settings["mask"],
+            "forget": plan.task.concept,
+            "ua": None,
+            "ra": None,
+            **run.document["trained"],
+        }
+        before = after = None
+        if settings["evaluate"]:
+            before = evidence_for(plan.original, plan.task, plan.dataset, plan.judging, None)
+            after = evidence_for(model, plan.task, plan.dataset, plan.judging, run.folder / "samples", before)
+            result |= measured(after, plan.judging.metrics)
+            result["original"] = {"seconds": 0.0, **measured(before, plan.judging.metrics)}
+        if is_main():
+            write_report(run, result, before, after)
+            run.finish(result)
+            (run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        return result
+
+
+def _train(run: Run, plan: _Plan) -> None:
+    """Mask and method; leaves model/ and what is known of it as `trained` in run.json."""
+    settings, model = run.settings, plan.model
+    forget, retain = plan.dataset.of_classes(plan.task.forget), plan.dataset.of_classes(plan.task.retain)
+    run.update(device=str(model.device))
+    mask = _mask(run, plan, forget)
+    on_step = _probing(settings["probe_every"], plan)
+    job = Job(plan.task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
+    try:
+        outcome = plan.method.erase(model, job)
+    except DivergedError as error:
+        if error.step and is_main():
+            model.save(run.folder / "model")
+        run.update(status="diverged", error=str(error))
+        kept = f"{run.folder / 'model'} holds them" if error.step else "the original is unchanged and nothing was saved"
+        raise DivergedError(f"{error} ({kept})", error.step) from error
+    for name in ("weights_dtype", "erase"):  # rounding would move held weights; the options were for the original
+        model.info.pop(name, None)
+    model.info["erased"] = {key: settings[key] for key in ("model_hash", "forget", "method", "mask", "seed")}
+    if is_main():
+        model.save(run.folder / "model")
+    mask_seconds = run.document.get("mask_seconds", 0.0)
+    run.update(
+        trained={
+            "seconds": outcome.seconds + mask_seconds,
+            "mask_seconds": mask_seconds,
+            "steps": len(outcome.records),
+            "hash": model.hash,
+            **_change(model, plan.original),
+        }
+    )
+
+
+def _change(model: Model, original: Model) -> dict[str, Any]:
+    """How many weights changed, and the norm of the change relative to the weights'."""
+    changed = total = 0
+    moved = size = 0.0
+    for after, before in zip(model.network.parameters(), original.network.parameters(), strict=True):
+        changed += int((after != before).sum())
+        total += after.numel()
+        moved += float((after - before).detach().double().square().sum())
+        size += float(before.detach().double().square().sum())
+    return {"changed_weights": changed, "total_weights": total, "relative_change": (moved / size) ** 0.5}
+
+
+def _mask(run: Run, plan: _Plan, forget: Dataset) -> Mask | None:
+    """The run's mask, made once and kept as mask.safetensors; its seconds go to run.json."""
+    kind, path = run.settings["mask"], run.folder / "mask.safetensors"
+    if kind == "none":
+        return None
+    if path.is_file():
+        mask = Mask.load(path)
+        mask.check(plan.model.network)
+        return mask
+    began = time.perf_counter()
+    partial = run.folder / ".saliency"
+    if kind in MASKS:
+        seed = run.settings["seed"]
+        mask = build_mask(kind, plan.model, forget, plan.scoring, seed, partial, run.fingerprint, plan.task.concept)
+    else:
+        mask = _file_mask(kind, plan.model)
+    run.update(mask_seconds=time.perf_counter() - began, mask_density=mask.density)
+    if is_main():
+        mask.save(path)
+        partial.unlink(missing_ok=True)
+    return mask
+
+
+def _probing(every: int, plan: _Plan) -> Callable[[int], Mapping[str, Any]] | None:
+    """A look at UA and RA every so many steps: 32 forget and 32 retain images in 20 denoising steps."""
+    if not every:
+        return None
+    model, task, judge = plan.model, plan.task, held_classifier(plan.judging.classifier, plan.dataset)
+    if judge is None or not isinstance(model, DiffusionModel) or not model.conditional:
+        raise NotApplicableError("--probe-every needs a class-conditional generator and a classifier of its data")
+    seeds = {
+        label: [derive(plan.judging.sample_seed, "probe", label, i) for i in range(max(1, 32 // len(group)))]
+        for group in (task.forget, task.retain)
+        for label in group
+    }
+
+    def look(done: int) -> Mapping[str, Any]:
+        return probe(model, task, judge, seeds, steps=20) if done % every == 0 else {}
+
+    return look

@@ -1,0 +1,106 @@
+"""Compute a mask for a model and what it is to forget, as one safetensors file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from erasure.data import Dataset
+from erasure.errors import OutputError, RunError
+from erasure.evaluate import data_of
+from erasure.mask import Mask
+from erasure.models import Model, load_model
+from erasure.processes import device
+from erasure.run import fingerprint, writing
+from erasure.saliency import SaliencySettings, build_mask
+from erasure.task import Task
+
+
+def make_mask(
+    model: str,
+    forget: str,
+    out: str | Path,
+    settings: SaliencySettings,
+    *,
+    kind: str = "saliency",
+    data: str | None = None,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    checkpoint_every: int = 50,
+) -> dict[str, Any]:
+    """Write the mask of `kind` (saliency, random or inverted) to `out`; returns its density, by block too.
+
+    A killed pass continues from `<out>.partial`. A file that holds the mask of these very settings is kept; a file that
+    holds anything else is refused.
+    """
+    settings.check()
+    path = Path(out)
+    if path.is_dir():
+        raise OutputError(f"--out {path} is a folder: give a file such as {path / 'mask.safetensors'}")
+    loaded = load_model(model).to(device())
+    dataset = data_of(loaded, data, data_dir, image_size)
+    task = Task.of_classes(forget, dataset.class_names)
+    key = fingerprint(
+        {
+            "kind": kind,
+            "model": loaded.hash,
+            "forget": task.forget,
+            "data": dataset.name,
+            "seed": seed,
+            **asdict(settings),
+        }
+    )
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"{path} is being written by another process: wait for it or give another --out") from None
+    try:
+        if path.exists():
+            mask = Mask.load(path)
+            if mask.provenance.get("fingerprint") != key:
+                raise RunError(f"--out {path} holds the mask of other settings: give another --out or remove it")
+        else:
+            mask = _made(
+                kind, loaded, dataset.of_classes(task.forget), settings, seed, path, key, task, checkpoint_every
+            )
+    finally:
+        lock.release()
+        path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
+    return {
+        "mask": str(path),
+        "density": mask.density,
+        "selected": mask.selected,
+        "weights": mask.total,
+        "blocks": mask.by_block(),
+        "seconds": mask.provenance["seconds"],
+        "provenance": mask.provenance,
+    }
+
+
+def _made(
+    kind: str,
+    model: Model,
+    forget: Dataset,
+    settings: SaliencySettings,
+    seed: int,
+    path: Path,
+    key: str,
+    task: Task,
+    checkpoint_every: int,
+) -> Mask:
+    began = time.perf_counter()
+    partial = path.with_name(f".{path.name}.partial")
+    made = build_mask(kind, model, forget, settings, seed, partial, key, task.concept, checkpoint_every)
+    extra = {"fingerprint": key, "kind": kind, "model": model.source, "seconds": time.perf_counter() - began}
+    mask = Mask(made.tensors, {**made.provenance, **extra})
+    mask.save(path)
+    partial.unlink(missing_ok=True)
+    return mask

@@ -1,0 +1,1 @@
+"""Erasure methods; a file is a name."""

@@ -1,0 +1,70 @@
+"""Relabelling, the loss that SalUn and random_label share (Fan et al., 2024, eq. 5 and 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from erasure.data import Batch
+from erasure.errors import OptionError
+from erasure.methods._base import Draws, GradientMethod
+from erasure.models import Examples, Model
+from erasure.task import Task, class_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relabelling(GradientMethod):
+    """L = mean |f(x_f) - f_0(x_f under another label)|^2 + alpha * L(D_r); for classifiers the other label itself."""
+
+    needs_original: ClassVar[bool] = True
+
+    alpha: Annotated[float, "weight of the retain loss; both losses are means"] = 1.0
+    relabel: Annotated[str, "the other label: random (a new retained class each time), next, or a class"] = "random"
+    teacher: Annotated[Literal["original", "current"], "whose answer under the other label is the target"] = "original"
+    retain_reduction: Annotated[Literal["mean", "sum"], "sum: the retain loss is summed over pixels (official)"] = (
+        "mean"
+    )
+    forget_condition_drop: Annotated[bool, "drop labels in the forget pass too (official)"] = False
+    clip_before_mask: Annotated[bool, "take the gradient's norm before the mask (official)"] = False
+
+    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+        """One forward of the teacher without graph, one joint forward for forget and retain."""
+        part, parts = draws.step.part, draws.step.parts
+        forget = model.examples(draws.forget, draws.generator, condition_drop=self.forget_condition_drop)
+        anchor = self.anchor(model, task, draws)
+        retain = model.examples(draws.retain, draws.generator, condition_drop=True).part(part, parts)
+        forget, anchor = forget.part(part, parts), Batch(*(value[part::parts] for value in anchor))
+        teacher = frozen if self.teacher == "original" else model
+        forget = model.relabelled(forget, anchor, teacher)
+        errors = model.errors(Examples.joined(forget, retain))
+        forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
+        scale = float(retain.target[0].numel()) if self.retain_reduction == "sum" else 1.0
+        return {"loss": forget_loss + self.alpha * scale * retain_loss, "forget": forget_loss, "retain": retain_loss}
+
+    def anchor(self, model: Model, task: Task, draws: Draws) -> Batch:
+        """For each forget image, another label, and a retain image for networks that know no labels."""
+        count = len(draws.forget.labels)
+        images = draws.retain.images[torch.arange(count) % len(draws.retain.images)]
+        labels = _other_labels(self.relabel, draws.forget.labels, task, draws.generator)
+        if self.forget_condition_drop:
+            labels = model.with_dropped_condition(labels, draws.generator)
+        return Batch(images, labels)
+
+
+def _other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
+    retain = torch.tensor(task.retain)
+    if rule == "random":
+        return retain[torch.randint(0, len(retain), labels.shape, generator=generator)]
+    if rule == "next":
+        count = len(task.class_names)
+        following = {
+            c: next(d for d in ((c + i) % count for i in range(1, count)) if d in task.retain) for c in task.forget
+        }
+        return torch.tensor([following[int(label)] for label in labels])
+    chosen = class_index(rule, task.class_names)
+    if chosen in task.forget:
+        raise OptionError(f"--relabel {rule} is itself to be forgotten: give a class that is kept, random or next")
+    return torch.full_like(labels, chosen)

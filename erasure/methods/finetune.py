@@ -1,0 +1,36 @@
+"""finetune: train on, on the retain set alone (Warnecke et al., 2021; the FT row of Fan et al., 2024).
+
+L = L(D_r). The weakest of the baselines: nothing in it speaks of the forget set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from erasure.methods._base import Draws, GradientMethod
+from erasure.models import Model
+from erasure.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(GradientMethod):
+    """Training on the retain set."""
+
+    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
+        "classifier": {
+            "optimizer": "sgd",
+            "learning_rate": 0.01,
+            "weight_decay": 5e-4,
+            "epochs": 10.0,
+            "clip_norm": 0.0,
+        }
+    }
+
+    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+        """The loss the model was trained with, on retain images."""
+        retain = model.examples(draws.retain, draws.generator, condition_drop=True)
+        retain_loss = model.errors(retain.part(draws.step.part, draws.step.parts)).mean()
+        return {"loss": retain_loss, "retain": retain_loss}

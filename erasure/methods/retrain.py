@@ -1,0 +1,40 @@
+"""retrain: train from new random weights on the retain set, the exact standard (Cao and Yang, 2015).
+
+The recipe is the one the model's `erasure.json` records; only its length can be set. A mask makes no sense here, since
+there are no original weights to hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from erasure.errors import NotApplicableError
+from erasure.methods._base import Job, Method
+from erasure.models import Model
+from erasure.optimise import Outcome
+from erasure.recipe import fit, recipe_of
+from erasure.seeds import derive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrain(Method):
+    """The original recipe on the retain set."""
+
+    takes_mask: ClassVar[bool] = False
+
+    steps: Annotated[int, "optimiser steps; 0: as many as the model's own recipe"] = 0
+
+    def erase(self, model: Model, job: Job) -> Outcome:
+        """Replace every weight by one that has never seen the forget set."""
+        recipe = recipe_of(model.info)
+        if recipe is None:
+            raise NotApplicableError(
+                f"{model.source} records no training recipe (erasure.json), so it cannot be retrained"
+            )
+        if self.steps:
+            recipe = replace(recipe, steps=self.steps)
+        model.network.load_state_dict(model.fresh(derive(job.seed, "weights")).network.state_dict())
+        return fit(
+            model, recipe, job.retain, job.seed, folder=job.folder, fingerprint=job.fingerprint, on_step=job.on_step
+        )

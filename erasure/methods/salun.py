@@ -1,0 +1,44 @@
+"""salun: relabelled fine-tuning of the weights that are salient for the forget set (Fan et al., 2024).
+
+theta_u = m * theta + (1 - m) * theta_0, with m the top half of |dL_f / dtheta| (eq. 4) and the loss of eq. 5
+(classifiers) and eq. 6 (diffusion models); https://arxiv.org/abs/2310.12508.
+
+We depart from the official code where it departs from the paper: the teacher is the frozen original in evaluation mode,
+the other label is drawn anew for each image, both losses are means, and gradients are masked before they are clipped.
+`--preset official` sets all of this back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from erasure.methods._relabel import Relabelling
+
+
+@dataclass(frozen=True, kw_only=True)
+class SalUn(Relabelling):
+    """Random-label unlearning under a saliency mask."""
+
+    default_mask: ClassVar[str] = "saliency"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "official": {
+            "teacher": "current",
+            "relabel": "next",
+            "alpha": 1e-3,
+            "retain_reduction": "sum",
+            "forget_condition_drop": True,
+            "clip_before_mask": True,
+            "saliency": {"score": "sum_abs", "clip_saliency": 1.0, "guidance_scale": 3.0},
+        }
+    }
+    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
+        "classifier": {
+            "optimizer": "sgd",
+            "learning_rate": 0.013,
+            "weight_decay": 5e-4,
+            "epochs": 10.0,
+            "batch_size": 256,
+            "clip_norm": 0.0,
+        }
+    }

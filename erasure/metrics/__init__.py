@@ -1,0 +1,1 @@
+"""Metrics; a file is a name."""

@@ -1,0 +1,23 @@
+"""kid: kernel Inception distance over the retained classes (Binkowski et al., 2018), unbiased at any number of images.
+
+The squared MMD of all images under the cubic kernel (x.y / 2048 + 1)^3, with a bootstrap interval.
+"""
+
+from __future__ import annotations
+
+from erasure.distances import kernel_distance
+from erasure.evidence import Evidence
+from erasure.metrics._base import Metric, Score
+
+
+class KID(Metric):
+    """Kernel Inception distance."""
+
+    definition = "kid/1"
+    higher_is_better = False
+
+    def measure(self, evidence: Evidence) -> Score:
+        """Needs the Inception weights (`--inception`)."""
+        drawn, real = evidence.inception_pair
+        value, interval = kernel_distance(drawn, real)
+        return self.score(value, len(drawn), interval, n_real=len(real))

@@ -1,0 +1,96 @@
+"""Model families, and the one door to them: a shipped name, a folder, a run, or a hub id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from erasure import registry
+from erasure.errors import ModelError, suggestion
+from erasure.models._base import DiffusionModel, Examples, Model
+
+__all__ = [
+    "DiffusionModel",
+    "Examples",
+    "Model",
+    "load_family",
+    "load_model",
+    "resolve",
+    "shipped_folder",
+    "shipped_names",
+]
+
+M = TypeVar("M", bound=Model)
+
+
+def shipped_folder() -> Path:
+    """Where the models that ship with the project are: beside the package in a checkout, inside it when installed."""
+    inside = Path(__file__).parent.parent / "checkpoints"
+    return inside if inside.is_dir() else Path(__file__).parent.parent.parent / "checkpoints"
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the models that ship with the project."""
+    root = shipped_folder()
+    return tuple(sorted(path.name for path in root.iterdir() if path.is_dir())) if root.is_dir() else ()
+
+
+def resolve(given: str | Path) -> str:
+    """The folder or hub id that `given` means: a run means its cleaned model; a shipped name, its checkpoint.
+
+    Raises ModelError when it is none of them.
+    """
+    text = str(given).rstrip("/")
+    path = Path(text)
+    if path.is_file():
+        raise ModelError(f"--model {text} is a file: expected a model folder, a run folder, or a hub id")
+    if path.is_dir():
+        if (path / "run.json").is_file() and not (path / "model").is_dir():
+            raise ModelError(f"{text} is a run without a finished model: run its command again to finish it")
+        return str(path / "model") if (path / "run.json").is_file() else text
+    name = text.removeprefix("checkpoints/")
+    if name in shipped_names():
+        return str(shipped_folder() / name)
+    if text.count("/") == 1 and not text.startswith((".", "/", "~", "checkpoints/")):
+        return text
+    raise ModelError(f"--model {text} does not exist{suggestion(text, shipped_names())}")
+
+
+def load_model(given: str | Path) -> Model:
+    """Load whatever `given` means; raises ModelError when it is missing, damaged, or of no known family."""
+    source = resolve(given)
+    if not Path(source).is_dir():
+        return _from_hub(source)
+    if not any(Path(source).iterdir()):
+        raise ModelError(f"{source} is empty: expected a diffusers or transformers model folder")
+    for name in registry.names("models"):
+        family = registry.load("models", name)
+        if family.recognises(Path(source)):
+            return family.load(source)
+    raise ModelError(
+        f"{source} is not a model of a known family ({', '.join(registry.names('models'))}): "
+        "expected model_index.json or config.json of an unconditional or class-conditional UNet2DModel, or of a ResNet"
+    )
+
+
+def load_family(given: str | Path, family: type[M]) -> M:
+    """Load a model that must be a `family`; raises ModelError when it is another."""
+    model = load_model(given)
+    if not isinstance(model, family):
+        raise ModelError(f"{given} is a {model.family} model: expected a {family.__name__.lower()}")
+    return model
+
+
+def _from_hub(name: str) -> Model:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+    except Exception as error:  # the hub's client raises a dozen kinds for one meaning
+        raise ModelError(
+            f"--model {name} is no folder here and cannot be read from the hub ({type(error).__name__}): "
+            "check the spelling, or the network, or download it first"
+        ) from error
+    model = load_model(folder)
+    model.source = name
+    return model

@@ -1,0 +1,307 @@
+"""The training loop, the only one: processes, precision, clipping, mask, checkpoint, resume, one record a step.
+
+Every draw comes from a generator that is seeded by the run's seed and the step, so a killed run that continues from its
+last checkpoint ends with the same bits as one that was never interrupted, whatever step it was killed in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from erasure.errors import DivergedError, OptionError, RunError
+from erasure.free_weights import FreeWeights
+from erasure.mask import Mask
+from erasure.run import Log, read_log
+from erasure.seeds import derive
+from erasure.weights import read_tensors, write_tensors
+
+Precision = Literal["float32", "bf16"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How a network is trained; the names are those of the command line's flags."""
+
+    steps: int
+    learning_rate: float
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    clip_norm: float = 1.0
+    clip_before_mask: bool = False
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    ema_decay: float = 0.0
+    precision: Precision = "float32"
+    accumulate: int = 1
+    compile: bool = False
+    checkpoint_every: int = 50
+    loss_limit: float = 1e4
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then constant or half a cosine down to zero."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step as a loss sees it: its number, its generator (CPU, seeded by the step), and our part of the batch."""
+
+    index: int
+    total: int
+    generator: torch.Generator
+    part: int = 0
+    parts: int = 1
+
+
+Losses = Mapping[str, Tensor]
+Loss = Callable[[Step], Losses]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished loop leaves: its records, the seconds of all its steps, and the averaged weights, if any."""
+
+    records: list[dict[str, Any]]
+    seconds: float
+    ema: dict[str, Tensor] | None = None
+
+
+def optimise(
+    network: nn.Module,
+    loss: Loss,
+    settings: LoopSettings,
+    *,
+    seed: int,
+    mask: Mask | None = None,
+    trains: Callable[[str], bool] = lambda name: True,
+    folder: Path | None = None,
+    fingerprint: str = "",
+    description: str = "train",
+    on_step: Callable[[int], Mapping[str, Any]] | None = None,
+) -> Outcome:
+    """Minimise `loss(step)["loss"]` over the weights of `network` that `mask` and `trains` leave free.
+
+    With a `folder` each step is recorded in its log.jsonl and the state kept in checkpoint.safetensors, from which the
+    next call with the same `fingerprint` continues. `on_step(done)` may add to the record of each step.
+    A checkpoint is written only after the loss of its weights was seen to be finite. Raises DivergedError when the loss
+    passes `loss_limit` or its gradient is not finite: the network then holds the weights of the last checkpoint, whose
+    step the error names; step 0 means that there was none, and that the weights must be loaded anew.
+    """
+    loop = _Loop(network, settings, seed, mask, trains, folder, fingerprint)
+    with _seeded_elsewhere(loop.state.device), loop:
+        for index in loop.steps(description):
+            began = time.perf_counter()
+            record = loop.step(index, loss)
+            record["seconds"] = time.perf_counter() - began
+            if on_step is not None:
+                record.update(on_step(index + 1))
+            loop.record(record)
+    return Outcome(loop.records, sum(record["seconds"] for record in loop.records), loop.averaged())
+
+
+class _Loop:
+    def __init__(
+        self,
+        network: nn.Module,
+        settings: LoopSettings,
+        seed: int,
+        mask: Mask | None,
+        trains: Callable[[str], bool],
+        folder: Path | None,
+        fingerprint: str,
+    ) -> None:
+        if settings.steps < 0 or settings.accumulate < 1 or settings.checkpoint_every < 1:
+            raise OptionError("--steps must be at least 0, --accumulate and --checkpoint-every at least 1")
+        if mask is not None:
+            mask.check(network)
+        self.network, self.settings, self.seed = network, settings, seed
+        self.state = PartialState()
+        self.free = FreeWeights(network, mask, trains, norm_over_all=settings.clip_before_mask)
+        self.optimizer = _optimizer(self.free.parameters, settings, self.state.device.type)
+        self.ema = [p.detach().clone() for p in network.parameters()] if settings.ema_decay else []
+        self.path = folder / "checkpoint.safetensors" if folder else None
+        self.fingerprint = fingerprint
+        self.start = self._resume()
+        self.records: list[dict[str, Any]] = []
+        self.log: Log | None = None
+        if folder is not None:
+            self.records = [r for r in read_log(folder / "log.jsonl") if r.get("step", -1) < self.start]
+            self.log = Log(folder / "log.jsonl", self.start) if self.state.is_main_process else None
+
+    def __enter__(self) -> _Loop:
+        if self.settings.compile:
+            self.network.compile()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.network._compiled_call_impl = None
+        self.free.release()
+        if self.log is not None:
+            self.log.close()
+
+    def steps(self, description: str) -> Iterator[int]:
+        """The steps that are left, with a bar on a terminal."""
+        bar = tqdm(
+            total=self.settings.steps, initial=self.start, desc=description, unit="step", disable=None, leave=False
+        )
+        with bar:
+            for index in range(self.start, self.settings.steps):
+                yield index
+                bar.set_postfix_str(f"loss {self.records[-1]['loss']:.4f}", refresh=False)
+                bar.update()
+
+    def step(self, index: int, loss: Loss) -> dict[str, Any]:
+        """One optimiser step; returns its record."""
+        settings = self.settings
+        torch.manual_seed(derive(self.seed, "network", index))
+        due = index > self.start and index % settings.checkpoint_every == 0
+        # The forward pass moves running statistics, so a checkpoint of this step takes them from before it.
+        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()} if due else {}
+        losses = self._gradients(index, loss)
+        if settings.clip_before_mask:
+            norm = _clip(_gradients(self.network.parameters()), settings.clip_norm)
+            self.free.collect()
+        else:
+            self.free.collect()
+            norm = _clip(_gradients(self.free.parameters), settings.clip_norm)
+        values = {name: value.item() for name, value in losses.items()}
+        if not (abs(values["loss"]) <= settings.loss_limit and math.isfinite(norm)):
+            self._stop_diverged(index, values["loss"])
+        if due:
+            self._save(index, buffers)
+        rate = settings.learning_rate_at(index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.free.spread()
+        if self.ema:
+            decay = min(settings.ema_decay, (1 + index) / (10 + index))
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.network.parameters()], 1 - decay)
+        return {"step": index, **values, "grad_norm": norm, "learning_rate": rate}
+
+    def _gradients(self, index: int, loss: Loss) -> dict[str, Tensor]:
+        """Accumulate gradients over our parts of the batch; the mean of each named loss over all of them."""
+        accumulate, processes = self.settings.accumulate, self.state.num_processes
+        sums: dict[str, Tensor] = {}
+        for micro in range(accumulate):
+            generator = torch.Generator().manual_seed(derive(self.seed, "draws", index))
+            part = micro * processes + self.state.process_index
+            with self._autocast():
+                losses = loss(Step(index, self.settings.steps, generator, part, accumulate * processes))
+            (losses["loss"] / accumulate).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / accumulate
+        if processes > 1:
+            sums = {name: reduce(value, "mean") for name, value in sums.items()}
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = reduce(parameter.grad, "mean")
+        return sums
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.settings.precision == "bf16"
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Keep and write the step's record."""
+        self.records.append(record)
+        if self.log is not None:
+            self.log.write(record)
+
+    def _stop_diverged(self, index: int, value: float) -> None:
+        """Go back to the last checkpoint, whose loss is known to be finite, and raise."""
+        good = self._resume()
+        raise DivergedError(
+            f"training diverged at step {index} (loss {value:.4g}); the last good weights are those of step {good}: "
+            "lower --learning-rate, or stop earlier with --steps",
+            good,
+        )
+
+    def averaged(self) -> dict[str, Tensor] | None:
+        """The exponential moving average of the parameters by name, if one was kept."""
+        if not self.ema:
+            return None
+        return dict(zip((name for name, _ in self.network.named_parameters()), self.ema, strict=True))
+
+    def _save(self, step: int, buffers: Mapping[str, Tensor]) -> None:
+        if self.path is None or not self.state.is_main_process:
+            return
+        tensors = {f"network/{name}": tensor for name, tensor in (self.network.state_dict() | buffers).items()}
+        tensors |= {f"ema/{i}": tensor for i, tensor in enumerate(self.ema)}
+        for i, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{key}": value for key, value in values.items() if isinstance(value, Tensor)}
+        write_tensors(self.path, tensors, {"step": str(step), "fingerprint": self.fingerprint})
+
+    def _resume(self) -> int:
+        if self.path is None or not self.path.is_file():
+            return 0
+        tensors, header = read_tensors(self.path)
+        if header.get("fingerprint") != self.fingerprint:
+            raise RunError(f"{self.path} belongs to a run with other settings: give another --out")
+        groups: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            groups[kind][rest] = tensor
+        self.network.load_state_dict(groups["network"])
+        self.free.reread()
+        for i, tensor in groups["ema"].items():
+            self.ema[int(i)].copy_(tensor)
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in groups["optimizer"].items():
+            i, _, key = name.partition("/")
+            state.setdefault(int(i), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        return int(header["step"])
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _clip(gradients: list[Tensor], max_norm: float) -> float:
+    """Scale the gradients so that their joint norm is at most `max_norm` (0: do not); returns the norm before."""
+    if not gradients:
+        return 0.0
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm:
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return float(norm)
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: LoopSettings, device: str) -> torch.optim.Optimizer:
+    fused = device in ("cpu", "cuda")
+    common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": fused}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if settings.optimizer not in kinds:
+        raise OptionError(f"unknown --optimizer {settings.optimizer!r}: expected adam, adamw or sgd")
+    return kinds[settings.optimizer](parameters, **common)
+
+
+@contextlib.contextmanager
+def _seeded_elsewhere(device: torch.device) -> Iterator[None]:
+    """Leave the caller's global random state as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield

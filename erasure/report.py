@@ -1,0 +1,184 @@
+"""report.html: one self-contained file that shows what a run did, to what, and how well.
+
+Nothing is loaded from outside, every text is escaped, and it reads without JavaScript and on a phone.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from erasure import plots
+from erasure.evidence import Evidence
+from erasure.images import as_picture
+from erasure.mask import Mask
+from erasure.models import DiffusionModel
+from erasure.run import Run, read_log, write_text
+
+IMAGES_A_CLASS = 8
+COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifier": "FD (classifier)",
+           "paired_distance": "paired distance", "fid": "FID", "kid": "KID"}  # fmt: skip
+
+
+def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, after: Evidence | None) -> Path:
+    """Write report.html into the run's folder: table, samples before and after, curves, mask by block, provenance."""
+    rows = [{"name": result["method"], "mask": result["mask"], **result}]
+    if "original" in result:
+        rows.insert(0, {"name": "original", "mask": "", **result["original"]})
+    path = run.folder / "report.html"
+    write_text(
+        path,
+        rendered(
+            title=f"{result['method']}: forget {result['forget']}",
+            table=table(rows),
+            classes=_class_rows(before, after),
+            figures=_figures(run),
+            notes=[
+                f"{COLUMNS.get(name, name)} was not measured: {why}"
+                for name, why in result.get("not_measured", {}).items()
+            ],
+            facts=_facts(run, result),
+        ),
+    )
+    return path
+
+
+def rendered(**values: Any) -> str:
+    """The page as text."""
+    environment = Environment(loader=PackageLoader("erasure"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html").render(**values)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Header and cells of a comparison; each metric cell has its value, interval and n. Missing numbers are a dash."""
+    present = [name for name in COLUMNS if any(name in row.get("metrics", {}) for row in rows)]
+    header = ["", "mask", *(COLUMNS[name] for name in present), "seconds"]
+    body = []
+    for row in rows:
+        cells = [_cell(row.get("metrics", {}).get(name)) for name in present]
+        seconds = row.get("seconds")
+        body.append(
+            {
+                "name": row["name"],
+                "mask": row.get("mask", ""),
+                "cells": cells,
+                "seconds": "" if seconds is None else f"{seconds:.1f}",
+            }
+        )
+    return {"header": header, "rows": body}
+
+
+def as_text(built: Mapping[str, Any]) -> str:
+    """The same table for a terminal."""
+    lines = [built["header"]]
+    for row in built["rows"]:
+        cells = [f"{cell['value']} {cell['interval']}".strip() for cell in row["cells"]]
+        lines.append([row["name"], row["mask"], *cells, row["seconds"]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    aligned = [
+        "  ".join(
+            text.ljust(width) if i < 2 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join(
+        [aligned[0].rstrip(), "  ".join("-" * width for width in widths), *(line.rstrip() for line in aligned[1:])]
+    )
+
+
+def _cell(score: Mapping[str, Any] | None) -> dict[str, str]:
+    if score is None:
+        return {"value": "-", "interval": "", "n": ""}
+    digits = 1 if score["unit"] == "%" else 2 if abs(score["value"]) >= 0.1 else 4
+    interval = score.get("interval")
+    shown = f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
+    return {"value": f"{score['value']:.{digits}f}", "interval": shown, "n": f"n = {score['n']}"}
+
+
+def picture(image: np.ndarray, scale: int = 1) -> str:
+    """An image (h, w, c) as a data URI, pixels enlarged `scale` times."""
+    buffer = io.BytesIO()
+    as_picture(image.repeat(scale, axis=0).repeat(scale, axis=1)).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _class_rows(before: Evidence | None, after: Evidence | None) -> list[dict[str, Any]]:
+    """For each class, images from the same seeds before and after; forgotten classes first."""
+    if before is None or after is None or not isinstance(after.model, DiffusionModel):
+        return []
+    task, labels = after.task, after.samples.labels
+    scale = max(1, 40 // after.samples.images.shape[1])
+    order = [*task.forget, *task.retain] if after.model.conditional else [-1]
+    rows = []
+    for label in order:
+        chosen = np.flatnonzero(labels == label)[:IMAGES_A_CLASS]
+        rows.append(
+            {
+                "name": "samples" if label < 0 else task.class_names[label],
+                "forgotten": label in task.forget,
+                "before": picture(_strip(before.samples.images[chosen]), scale),
+                "after": picture(_strip(after.samples.images[chosen]), scale),
+            }
+        )
+    return rows
+
+
+def _strip(images: np.ndarray) -> np.ndarray:
+    """Images (n, h, w, c) side by side with a white column between them, (h, n (w + 1) - 1, c)."""
+    gap = np.full((images.shape[1], 1, images.shape[3]), 255, np.uint8)
+    parts = [part for image in images for part in (image, gap)][:-1]
+    return np.concatenate(parts, axis=1)
+
+
+def _figures(run: Run) -> list[dict[str, Any]]:
+    records = read_log(run.folder / "log.jsonl")
+    figures = []
+    series = {
+        name: plots.smoothed([(r["step"] + 1, r[name]) for r in records if name in r], max(1, len(records) // 100))
+        for name in ("loss", "forget", "retain")
+    }
+    series = {name: points for name, points in series.items() if points}
+    if series:
+        figures.append(titled("Loss", plots.curve(series, "step", "loss")))
+    probes = {name.upper(): [(r["step"] + 1, r[name]) for r in records if name in r] for name in ("ua", "ra")}
+    if any(probes.values()):
+        figures.append(titled("UA and RA along the steps (few samples each)", plots.curve(probes, "step", "%")))
+    if (run.folder / "mask.safetensors").is_file():
+        mask = Mask.load(run.folder / "mask.safetensors")
+        shares = {block: values["density"] for block, values in mask.by_block().items()}
+        title = f"Share of weights that may move, by block ({mask.selected:,} of {mask.total:,})"
+        figures.append(titled(title, plots.bars(shares, "density", reference=mask.density)))
+    return figures
+
+
+def titled(title: str, figure: Any) -> dict[str, Any]:
+    """A figure as the page takes it; its text was escaped by the plotting library."""
+    return {"title": title, "svg": Markup(plots.svg(figure))}  # noqa: S704
+
+
+def _facts(run: Run, result: Mapping[str, Any]) -> dict[str, str]:
+    document, settings = run.document, run.settings
+    steps = settings["options"]
+    return {
+        "command": shlex.join(document["command"]),
+        "original": settings["model"],
+        "hash of the original": settings["model_hash"],
+        "hash of the cleaned model": str(result.get("hash")),
+        "weights changed": f"{result['changed_weights']:,} of {result['total_weights']:,}",
+        "relative change": f"{result['relative_change']:.4f}",
+        "seconds of the mask": f"{result['mask_seconds']:.1f}",
+        "options": ", ".join(f"{key} {value}" for key, value in steps.items()),
+        "saliency": ", ".join(f"{key} {value}" for key, value in settings["saliency"].items()),
+        "seeds": f"run {settings['seed']}, samples {settings['judging']['sample_seed']}",
+        "device": document.get("device", ""),
+        "versions": ", ".join(f"{key} {value}" for key, value in document["versions"].items()),
+    }

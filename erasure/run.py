@@ -1,0 +1,265 @@
+"""The run folder: run.json, log.jsonl, results. Atomic writes, one writer at a time, resume by fingerprint.
+
+A folder belongs to the first run that opens it. The same settings continue or return it; other settings are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from erasure.errors import OutputError, RunError
+
+SCHEMA = 1
+PACKAGES = ("erasure", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scikit-learn")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while `path` is written (disk full, no permission) into one OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; nothing was replaced") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise OutputError(f"cannot write {path}: {error}; nothing was replaced") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends, and vanishes when it fails."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends, and vanishes when it fails."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            for entry in [temporary, *temporary.rglob("*")]:
+                entry.chmod(0o755 if entry.is_dir() else 0o644)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, indented, with a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises RunError when it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} is not readable JSON: {error}") from error
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """SHA-256 of the settings in canonical JSON."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where samples of unchanged models are kept between runs: $ERASURE_CACHE, or erasure/ in the user's cache."""
+    root = os.environ.get("ERASURE_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erasure"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes: the first of those that `accelerate launch` started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+class Run:
+    """One verb's output folder, held by one process; close it, or use it as a context manager.
+
+    `done` says that the folder already holds the finished result of exactly these settings, in `result`. Of several
+    processes only the main one locks and writes; the others get its `document` from processes.agreed.
+    """
+
+    def __init__(self, folder: str | Path, verb: str, settings: Mapping[str, Any], *, must_exist: bool = False) -> None:
+        """Open `folder` for `verb` with `settings` (plain JSON values).
+
+        Raises RunError when it holds another run, files of another kind, or is held by another process, and, with
+        `must_exist`, when it holds no run to resume.
+        """
+        self.folder = Path(folder)
+        self.settings = json.loads(json.dumps(settings))
+        self.fingerprint = fingerprint(self.settings)
+        self.document: dict[str, Any] = {"status": "running", "settings": self.settings}
+        if not is_main():
+            return
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.folder / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(
+                    f"{self.folder} is in use by another process: wait for it or give another --out"
+                ) from None
+        try:
+            self.document = self._claim(verb, must_exist)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, verb: str, must_exist: bool) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        if path.exists():
+            document = read_json(path)
+            self._check_same(document, verb)
+            return document
+        if must_exist:
+            raise RunError(f"{self.folder} holds no run to resume: drop --resume to begin one")
+        foreign = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
+        if foreign:
+            raise RunError(f"{self.folder} is not empty and holds no run ({foreign[0]}): give another --out")
+        document = {
+            "schema": SCHEMA,
+            "verb": verb,
+            "status": "running",
+            "fingerprint": self.fingerprint,
+            "command": ["erasure", *sys.argv[1:]],
+            "settings": self.settings,
+            "versions": versions(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(path, document)
+        return document
+
+    def _check_same(self, document: Mapping[str, Any], verb: str) -> None:
+        if document.get("verb") == verb and document.get("fingerprint") == self.fingerprint:
+            return
+        if document.get("verb") != verb:
+            difference = f"made by `erasure {document.get('verb')}`"
+        else:
+            difference = "; ".join(differences(document.get("settings", {}), self.settings)[:3])
+        raise RunError(
+            f"{self.folder} holds another run ({difference}): give another --out, or the same settings to resume"
+        )
+
+    @property
+    def done(self) -> bool:
+        """Whether the folder already holds the finished result of these settings."""
+        return self.document["status"] == "done"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result that `finish` recorded."""
+        return self.document["result"]
+
+    def update(self, **values: Any) -> None:
+        """Record further facts (device, hashes, notes) in run.json."""
+        self.document.update(values)
+        if is_main():
+            write_json(self.folder / "run.json", self.document)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Record the result and mark the run as done."""
+        self.update(status="done", result=dict(result), finished=datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        if is_main():
+            self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`name: old there, new now` for every setting that is not the same, nested ones with dotted names."""
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {before} there, {after} now")
+    return found
+
+
+class Log:
+    """log.jsonl: one JSON object a line; records from step `start` on are cut, so that a resumed run repeats none."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        self.path = path
+        kept = [record for record in read_log(path) if record.get("step", -1) < start]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        with writing(path):
+            self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record and flush it."""
+        with writing(self.path):
+            self._handle.write(json.dumps(dict(record)) + "\n")
+            self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that a kill cut short is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records

@@ -1,0 +1,57 @@
+"""Task: what to forget and what to keep, as plain frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from erasure.errors import OptionError, suggestion
+
+
+@dataclass(frozen=True)
+class Task:
+    """Classes of a labelled data set to forget; every other class is retained.
+
+    `forget` and `retain` are class indices; `class_names[i]` is the name of class i.
+    """
+
+    class_names: tuple[str, ...]
+    forget: tuple[int, ...]
+
+    @property
+    def retain(self) -> tuple[int, ...]:
+        """Indices of the classes that are kept, ascending."""
+        return tuple(i for i in range(len(self.class_names)) if i not in self.forget)
+
+    @property
+    def concept(self) -> str:
+        """The forgotten classes by name, joined by commas."""
+        return ",".join(self.class_names[i] for i in self.forget)
+
+    @classmethod
+    def of_classes(cls, given: str, class_names: Sequence[str]) -> Task:
+        """Read `given`, class indices or names joined by commas ("3" or "cat,dog").
+
+        Raises OptionError when a class is unknown or out of range, when none is given, or when all are.
+        """
+        names = tuple(class_names)
+        forget = tuple(sorted({class_index(part, names) for part in given.split(",") if part.strip()}))
+        if not forget:
+            raise OptionError("--forget names no class: give at least one, such as --forget " + names[0])
+        if len(forget) == len(names):
+            raise OptionError(f"--forget names all {len(names)} classes: at least one must be left to retain")
+        return cls(names, forget)
+
+
+def class_index(given: str, class_names: Sequence[str]) -> int:
+    """Index of a class that is given as an index or by its name (case ignored)."""
+    text = given.strip()
+    lowered = [name.lower() for name in class_names]
+    if text.lower() in lowered:
+        return lowered.index(text.lower())
+    if text.lstrip("-").isdigit():
+        index = int(text)
+        if not 0 <= index < len(class_names):
+            raise OptionError(f"class {index} is out of range: this data has classes 0 to {len(class_names) - 1}")
+        return index
+    raise OptionError(f"unknown class {text!r}{suggestion(text.lower(), lowered)}")

@@ -1,0 +1,81 @@
+"""Weights on disk and their identity: safetensors in, safetensors out, one hash for a set of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from erasure.errors import ModelError
+from erasure.run import atomic_path
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its metadata; raises ModelError if it is missing, truncated or a pickle."""
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist: expected a safetensors file")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}, dict(handle.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file ({reason(path, error)})") from error
+
+
+def reason(path: Path, error: Exception) -> str:
+    """Why a file is no safetensors: names a pickle as what it is."""
+    with open(path, "rb") as handle:
+        head = handle.read(4)
+    if head[:2] == b"\x80\x02" or head == b"PK\x03\x04":
+        return "it is a pickle, which can run code: convert it to safetensors first"
+    return f"truncated or damaged: {error}"
+
+
+def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a foreign .pt/.pth/.ckpt file, the only thing its loader admits: no code of it runs."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the one place)
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist") from None
+    except Exception as error:
+        raise ModelError(
+            f"{path} holds something other than tensors and was not loaded: {_first_line(error)}"
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ModelError(f"{path} is not a flat dictionary of tensors")
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0][:160]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    with atomic_path(path) as temporary:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            dict(metadata or {}),
+        )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def check_finite(network: nn.Module, source: object) -> None:
+    """Raise ModelError naming the first tensor that holds NaN or infinity."""
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{source}: tensor {name!r} holds NaN or infinity: the checkpoint is damaged")

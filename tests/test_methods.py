@@ -1,0 +1,240 @@
+"""Invariants over every method and every family, then what each method's mathematics says."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from erasure import registry
+from erasure.data import Batch, Batches
+from erasure.errors import NotApplicableError, OptionError
+from erasure.mask import Mask
+from erasure.methods._base import Draws, GradientMethod, Job
+from erasure.methods._relabel import _other_labels
+from erasure.models import load_model
+from erasure.optimise import Step
+from erasure.task import Task
+from tests.conftest import RECIPES, state_of, tiny
+
+METHODS, KINDS = registry.names("methods"), list(RECIPES)
+MASKED = [name for name in METHODS if registry.load("methods", name).takes_mask]
+OPTIMISERS = [("adam", 0.0), ("adamw", 0.1), ("sgd", 0.1)]
+
+
+def method(name, **options):
+    kind = registry.load("methods", name)
+    small = (
+        {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "checkpoint_every": 1}
+        if issubclass(kind, GradientMethod)
+        else {"steps": 3}
+    )
+    return kind(**{**small, **options})
+
+
+def job(digits, task, **changes):
+    return Job(task, digits.of_classes(task.forget), digits.of_classes(task.retain), **changes)
+
+
+def random_mask(model, density=0.5):
+    return Mask.random(Mask({n: p.detach() for n, p in model.network.named_parameters()}), density, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_it_moves_the_network_and_the_same_seed_gives_the_same_bits(name, kind, digits, task):
+    hashes = []
+    for seed in (0, 0, 1):
+        model = tiny(kind)
+        outcome = method(name).erase(model, job(digits, task, seed=seed))
+        assert len(outcome.records) == 3 and outcome.seconds > 0
+        assert not model.network.training
+        assert all(p.requires_grad and p.grad is None for p in model.network.parameters())
+        hashes.append(model.hash)
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert tiny(kind).hash not in hashes
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), OPTIMISERS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MASKED)
+def test_outside_the_mask_every_bit_is_kept(name, kind, optimizer, decay, digits, task):
+    model = tiny(kind)
+    before, mask = state_of(model), random_mask(model)
+    method(name, optimizer=optimizer, weight_decay=decay).erase(model, job(digits, task, mask=mask))
+    moved = 0
+    for tensor_name, parameter in model.network.named_parameters():
+        same = parameter.detach().view(torch.int32) == before[tensor_name].view(torch.int32)
+        assert same[~mask.tensors[tensor_name]].all(), tensor_name
+        moved += int((~same).sum())
+    assert moved > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_killed_and_resumed_equals_uninterrupted(name, kind, digits, task, tmp_path):
+    def run(folder, dies=None):
+        def on_step(done):
+            if done == dies:
+                raise KeyboardInterrupt
+            return {}
+
+        model = tiny(kind)
+        mask = random_mask(model) if name in MASKED else None
+        model.info["recipe"]["checkpoint_every"] = 1
+        folder.mkdir(exist_ok=True)
+        method(name).erase(model, job(digits, task, folder=folder, fingerprint="f", on_step=on_step, mask=mask))
+        return model.hash
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", dies=2)
+    assert (tmp_path / "killed" / "checkpoint.safetensors").is_file()
+    assert run(tmp_path / "killed") == whole
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_loaded_predicts_the_same(name, kind, digits, task, tmp_path):
+    model = tiny(kind)
+    method(name).erase(model, job(digits, task))
+    model.save(tmp_path / "m")
+    batch = Batches(digits, 8, 0).at(0)
+    with torch.no_grad():
+        answers = [
+            m.answer(m.examples(batch, torch.Generator().manual_seed(0)).inputs)
+            for m in (model, load_model(tmp_path / "m"))
+        ]
+    assert answers[0].equal(answers[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "retrain"])
+def test_zero_steps_change_nothing(name, kind, digits, task):
+    model = tiny(kind)
+    method(name, steps=0).erase(model, job(digits, task))
+    assert model.hash == tiny(kind).hash
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_accumulated_parts_equal_the_whole_batch(name, digits, task):
+    states = []
+    for accumulate in (1, 4):
+        model = tiny("ddpm")
+        method(name, accumulate=accumulate, optimizer="sgd").erase(model, job(digits, task))
+        states.append(state_of(model))
+    for tensor_name in states[0]:
+        torch.testing.assert_close(states[0][tensor_name], states[1][tensor_name], rtol=1e-4, atol=1e-6)
+
+
+def draws_of(digits, task, size=8, index=0):
+    step = Step(index, 10, torch.Generator().manual_seed(0))
+    parts = [Batches(digits.of_classes(classes), size, 0) for classes in (task.forget, task.retain)]
+    return Draws(step, *parts)
+
+
+def test_salun_is_its_formula(digits, task):
+    """L = mean |e(x_t, c) - e_0(x_t, c')|^2 + alpha mean |e(x_t', c_r) - noise|^2, written out by hand."""
+    student, teacher = tiny("ddpm"), tiny("ddpm", seed=9)
+    losses = method("salun", alpha=0.3, relabel="five").loss(student, teacher, task, draws_of(digits, task))
+    again = draws_of(digits, task)
+    forget = student.examples(again.forget, again.generator)
+    retain = student.examples(again.retain, again.generator, condition_drop=True)
+    with torch.no_grad():
+        target = teacher.network(*forget.inputs[:2], class_labels=torch.full((8,), 5)).sample
+        first = (student.network(*forget.inputs[:2], class_labels=torch.full((8,), 3)).sample - target).square().mean()
+        second = (
+            (student.network(*retain.inputs[:2], class_labels=retain.inputs[2]).sample - retain.target).square().mean()
+        )
+    assert float(losses["forget"]) == pytest.approx(float(first), rel=1e-5)
+    assert float(losses["retain"]) == pytest.approx(float(second), rel=1e-5)
+    assert float(losses["loss"]) == pytest.approx(float(first + 0.3 * second), rel=1e-5)
+
+
+def test_salun_on_a_classifier_is_cross_entropy_with_the_other_label(classifier, digits, task):
+    draws = draws_of(digits, task)
+    losses = method("salun", alpha=0.0, relabel="7").loss(classifier, classifier.frozen(), task, draws)
+    logits = classifier.network(draws.forget.images).logits
+    expected = torch.nn.functional.cross_entropy(logits, torch.full((8,), 7))
+    assert float(losses["loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_other_label():
+    task = Task(tuple("abcd"), (1, 2))
+    labels = torch.tensor([1, 2] * 500)
+    generator = torch.Generator().manual_seed(0)
+    drawn = _other_labels("random", labels, task, generator)
+    assert set(drawn.tolist()) == {0, 3} and 400 < int((drawn == 0).sum()) < 600
+    assert _other_labels("next", torch.tensor([1, 2]), task, generator).tolist() == [3, 3]
+    assert _other_labels("next", torch.tensor([3]), Task(tuple("abcd"), (3,)), generator).tolist() == [0]
+    assert _other_labels("a", torch.tensor([1, 2]), task, generator).tolist() == [0, 0]
+    with pytest.raises(OptionError):
+        _other_labels("z", labels, task, generator)
+    with pytest.raises(OptionError, match="is itself to be forgotten"):
+        _other_labels("b", labels, task, generator)
+
+
+def test_gradient_ascent_and_finetune_are_their_formulas(ddpm, digits, task):
+    with torch.no_grad():
+        ascent = method("gradient_ascent", alpha=0.5).loss(ddpm, ddpm, task, draws_of(digits, task))
+        alone = method("gradient_ascent").loss(ddpm, ddpm, task, draws_of(digits, task))
+        draws = draws_of(digits, task)
+        forget = ddpm.errors(ddpm.examples(draws.forget, draws.generator)).mean()
+        retain = ddpm.errors(ddpm.examples(draws.retain, draws.generator, condition_drop=True)).mean()
+        assert float(ascent["loss"]) == pytest.approx(float(0.5 * retain - forget), rel=1e-5)
+        assert float(alone["loss"]) == pytest.approx(-float(forget), rel=1e-5)
+        tuned = method("finetune").loss(ddpm, ddpm, task, draws_of(digits, task))
+        draws = draws_of(digits, task)
+        assert float(tuned["loss"]) == pytest.approx(float(ddpm.loss(draws.retain, draws.generator)), rel=1e-5)
+
+
+def test_retrain_never_sees_what_it_forgets(digits, task):
+    """Two forget sets with other pixels give the same retrained weights."""
+    models = []
+    for shift in (0, 100):
+        model = tiny("classifier")
+        changed = job(digits, task)
+        object.__setattr__(changed.forget, "images", changed.forget.images + shift)
+        method("retrain").erase(model, changed)
+        models.append(model.hash)
+    assert models[0] == models[1]
+    del model.info["recipe"]
+    with pytest.raises(NotApplicableError, match="records no training recipe"):
+        method("retrain").erase(model, job(digits, task))
+
+
+def test_frozen_statistics_stay(classifier, digits, task):
+    before = state_of(classifier)
+    method("salun", freeze_statistics=True).erase(classifier, job(digits, task))
+    after = classifier.network.state_dict()
+    assert all(after[name].equal(before[name]) for name in before if "running" in name)
+    method("salun").erase(classifier, job(digits, task))
+    assert not all(after[name].equal(before[name]) for name in before if "running_mean" in name)
+
+
+def test_epochs_become_steps(digits):
+    assert method("salun", epochs=2.0, batch_size=100).loop(1442).steps == 29
+    assert method("salun", steps=7).loop(1442).steps == 7
+    for bad in ({"batch_size": 0}, {"batch_size": 8, "accumulate": 3}):
+        with pytest.raises(OptionError):
+            method("salun", **bad).erase(tiny("ddpm"), job(digits, Task.of_classes("3", digits.class_names)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_options_are_plain_data_and_presets_name_fields(name):
+    kind = registry.load("methods", name)
+    fields = set(asdict(kind()))
+    for values in [*kind.presets.values(), *kind.defaults_of.values()]:
+        assert set(values) - {"saliency"} <= fields
+
+
+def test_losses_of_the_base_class_are_the_methods_parts(ddpm, digits):
+    batch = Batches(digits, 6, 0).at(0)
+    anchor = Batch(batch.images, torch.zeros(6, dtype=torch.int64))
+    teacher = tiny("ddpm", seed=4)
+    with torch.no_grad():
+        value = ddpm.relabelled_loss(batch, anchor, teacher, torch.Generator().manual_seed(1))
+        examples = ddpm.examples(batch, torch.Generator().manual_seed(1))
+        expected = (
+            (ddpm.predict(*examples.inputs) - teacher.predict(*examples.inputs[:2], anchor.labels)).square().mean()
+        )
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
