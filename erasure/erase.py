@@ -70,6 +70,9 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
     dataset = data_of(model, request.data, request.data_dir, request.image_size)
     task = Task.of_classes(request.forget, dataset.class_names)
     method, scoring = _resolved(request, model)
+    method.check(task)
+    if request.evaluate and isinstance(model, DiffusionModel):
+        held_classifier(request.judging.classifier, dataset)
     settings = _settings(request, model, method, scoring)
     judging = Judging.from_json(settings["judging"])
     return _carried_out(settings, out, _Plan(model, model.clone(), dataset, task, method, scoring, judging))

@@ -13,6 +13,7 @@ from erasure import registry
 from erasure.data import Dataset, load_dataset
 from erasure.errors import DataError, NotApplicableError, OptionError
 from erasure.evidence import Evidence
+from erasure.inception import inception_file
 from erasure.models import Model, load_family, load_model, resolve, shipped_names
 from erasure.models.classifier import Classifier
 from erasure.run import cache_folder, fingerprint, read_json
@@ -35,8 +36,8 @@ class Judging:
     def check(self) -> None:
         """Raise OptionError for an unknown metric or a value outside its range."""
         self.samples.check()
-        for name in self.metrics:
-            registry.load("metrics", name)
+        if any(registry.load("metrics", name).needs_inception for name in self.metrics):
+            inception_file(self.inception)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for run.json."""

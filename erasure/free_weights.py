@@ -42,11 +42,13 @@ class FreeWeights:
                 if parameter.requires_grad:
                     self._norm_only.append(parameter)
             elif selected is None or bool(selected.all()):
-                self.parameters.append(parameter.requires_grad_(True))
+                parameter.requires_grad_(True)
+                self.parameters.append(parameter)
             else:
                 compact = nn.Parameter(parameter.detach()[selected].clone())
                 self.parameters.append(compact)
-                self._split.append((parameter.requires_grad_(True), compact, selected))
+                parameter.requires_grad_(True)
+                self._split.append((parameter, compact, selected))
         if not self.parameters:
             self.release()
             raise OptionError("no weight may move: the mask and the choice of weights leave nothing to train")

@@ -57,12 +57,7 @@ def generate(
 
 
 def _labels(model: DiffusionModel, classes: str | None) -> list[int]:
-    known = model.class_names or tuple(str(i) for i in range(_num_classes(model)))
+    known = model.class_names or tuple(str(i) for i in range(model.num_classes))
     chosen = [class_index(part, known) for part in classes.split(",") if part.strip()] if classes else []
     check_classes(model, chosen)
     return chosen or (list(range(len(known))) if model.conditional else [])
-
-
-def _num_classes(model: DiffusionModel) -> int:
-    embedded = model.network.config.num_class_embeds or 0  # type: ignore[union-attr]
-    return int(embedded) - (model.null_label is not None)

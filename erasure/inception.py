@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,16 +91,17 @@ class BlockC(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        across, down = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        across: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
+        down: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = Unit(channels, 192, 1)
         self.branch7x7_1, self.branch7x7_2, self.branch7x7_3 = (
             Unit(channels, width, 1),
             Unit(width, width, **across),
             Unit(width, 192, **down),
-        )  # type: ignore[arg-type]
-        self.branch7x7dbl_1, self.branch7x7dbl_2 = Unit(channels, width, 1), Unit(width, width, **down)  # type: ignore[arg-type]
-        self.branch7x7dbl_3, self.branch7x7dbl_4 = Unit(width, width, **across), Unit(width, width, **down)  # type: ignore[arg-type]
-        self.branch7x7dbl_5 = Unit(width, 192, **across)  # type: ignore[arg-type]
+        )
+        self.branch7x7dbl_1, self.branch7x7dbl_2 = Unit(channels, width, 1), Unit(width, width, **down)
+        self.branch7x7dbl_3, self.branch7x7dbl_4 = Unit(width, width, **across), Unit(width, width, **down)
+        self.branch7x7dbl_5 = Unit(width, 192, **across)
         self.branch_pool = Unit(channels, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,15 +183,22 @@ class FIDInception(nn.Module):
         return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
 
 
+def inception_file(path: str | None) -> Path:
+    """Where the weights lie; raises NotApplicableError when nowhere."""
+    cached = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints" / FILE
+    source = Path(path) if path else cached
+    if not source.is_file():
+        missing = f"--inception {path} does not exist" if path else f"they need the Inception weights {FILE}"
+        raise NotApplicableError(f"fid and kid cannot be measured: {missing}; give their path with --inception")
+    return source
+
+
 def load_inception(path: str | None) -> FIDInception:
     """The network with the weights at `path`, or with those in torch.hub's cache.
 
     Raises NotApplicableError when there are none, ModelError when the file is another network's.
     """
-    cached = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch")) / "hub" / "checkpoints" / FILE
-    source = Path(path) if path else cached
-    if path is None and not cached.is_file():
-        raise NotApplicableError(f"it needs the Inception weights {FILE}: give their path with --inception")
+    source = inception_file(path)
     tensors = read_tensors(source)[0] if source.suffix == ".safetensors" else read_pickled_tensors(source)
     network = FIDInception()
     expected = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}

@@ -52,6 +52,15 @@ class LoopSettings:
     checkpoint_every: int = 50
     loss_limit: float = 1e4
 
+    def check(self, batch_size: int) -> None:
+        """Raise OptionError for a value outside its range."""
+        if self.steps < 0 or self.accumulate < 1 or self.checkpoint_every < 1:
+            raise OptionError("--steps must be at least 0, --accumulate and --checkpoint-every at least 1")
+        if batch_size < 1 or batch_size % self.accumulate:
+            raise OptionError(
+                f"--batch-size {batch_size} must be a positive multiple of --accumulate {self.accumulate}"
+            )
+
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant or half a cosine down to zero."""
         if step < self.warmup_steps:
@@ -130,8 +139,7 @@ class _Loop:
         folder: Path | None,
         fingerprint: str,
     ) -> None:
-        if settings.steps < 0 or settings.accumulate < 1 or settings.checkpoint_every < 1:
-            raise OptionError("--steps must be at least 0, --accumulate and --checkpoint-every at least 1")
+        settings.check(settings.accumulate)
         if mask is not None:
             mask.check(network)
         self.network, self.settings, self.seed = network, settings, seed
@@ -247,7 +255,7 @@ class _Loop:
     def _save(self, step: int, buffers: Mapping[str, Tensor]) -> None:
         if self.path is None or not self.state.is_main_process:
             return
-        tensors = {f"network/{name}": tensor for name, tensor in (self.network.state_dict() | buffers).items()}
+        tensors = {f"network/{name}": tensor for name, tensor in {**self.network.state_dict(), **buffers}.items()}
         tensors |= {f"ema/{i}": tensor for i, tensor in enumerate(self.ema)}
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{i}/{key}": value for key, value in values.items() if isinstance(value, Tensor)}

@@ -41,9 +41,17 @@ class Recipe:
     precision: Annotated[Precision, "number format of the forward pass; weights stay float32"] = "float32"
     accumulate: Annotated[int, "parts that each batch is computed in, to save memory"] = 1
     compile: Annotated[bool, "compile the network with torch.compile"] = False
+    max_shard_size: Annotated[str, "largest file of the finished weights"] = "10GB"
     channels_last: Annotated[bool, "lay images out channels-last, faster on some GPUs"] = False
     checkpoint_every: Annotated[int, "steps between checkpoints, from which a killed run continues"] = 250
     weights_dtype: Annotated[Literal["float32", "float16"], "number format of the finished weights on disk"] = "float32"
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise OptionError for a value outside its range, or images that the network cannot take."""
+        height, width = dataset.images.shape[1:3]
+        if height != width:
+            raise OptionError(f"images are {width} x {height}: give --image-size to make them square")
+        self.loop().check(self.batch_size)
 
     def loop(self) -> LoopSettings:
         """The same fields as the loop takes them."""
@@ -68,10 +76,29 @@ class DDPMRecipe(Recipe):
     condition_drop: Annotated[float, "share of labels replaced by the null class, for guidance"] = 0.1
     conditional: Annotated[bool, "whether the network is told the class"] = True
 
+    def check(self, dataset: Dataset) -> None:
+        """Also: channels that attention and group norm can divide, and levels that halve the image evenly."""
+        super().check(dataset)
+        widths, size = self.widths(dataset), dataset.images.shape[1]
+        if not widths or any(width < 16 or width % 16 for width in widths):
+            raise OptionError(f"--channels {self.channels}: expected multiples of 16 joined by commas, such as 48,96")
+        if size % (1 << (len(widths) - 1)):
+            raise OptionError(
+                f"--channels {self.channels}: images of {size} pixels cannot be halved {len(widths) - 1} times"
+            )
+        if not 0 <= self.condition_drop < 1:
+            raise OptionError(f"--condition-drop {self.condition_drop} is outside [0, 1)")
+
+    def widths(self, dataset: Dataset) -> tuple[int, ...]:
+        """Channels of each level; 0 stands for a part of --channels that is no number."""
+        if not self.channels:
+            return _default_widths(dataset.images.shape[1])
+        return tuple(int(part) if part.strip().isdigit() else 0 for part in self.channels.split(","))
+
     def network_config(self, dataset: Dataset) -> dict[str, Any]:
         """Keywords of UNet2DModel for images of this size: attention at levels of 16 pixels or fewer but the first."""
         size, channels = dataset.images.shape[1], dataset.images.shape[3]
-        widths = tuple(int(part) for part in self.channels.split(",")) if self.channels else _default_widths(size)
+        widths = self.widths(dataset)
         levels = [i > 0 and size >> i <= 16 for i in range(len(widths))]
         return {
             "sample_size": size,
@@ -109,6 +136,7 @@ def new_model(recipe: Recipe, dataset: Dataset, seed: int) -> Model:
         "class_names": list(dataset.class_names),
         "data": dataset.name,
         "weights_dtype": recipe.weights_dtype,
+        "max_shard_size": recipe.max_shard_size,
     }
     weights_seed = derive(seed, "weights")
     if isinstance(recipe, ClassifierRecipe):
@@ -133,20 +161,19 @@ def fit(
 ) -> Outcome:
     """Train `model` in place on `dataset`; it ends with the averaged weights when the recipe keeps an average."""
     batches = Batches(dataset, recipe.batch_size, derive(seed, "batches"), crop=isinstance(recipe, ClassifierRecipe))
-    model.network.train()
+    network: Any = model.network
+    network.train()
     if recipe.channels_last:
-        model.network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
 
     def loss(step: Step) -> dict[str, Tensor]:
         examples = model.examples(batches.at(step.index), step.generator, condition_drop=True)
         return {"loss": model.errors(examples.part(step.part, step.parts)).mean()}
 
-    outcome = optimise(
-        model.network, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint, on_step=on_step
-    )
+    outcome = optimise(network, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint, on_step=on_step)
     if outcome.ema is not None:
-        model.network.load_state_dict(outcome.ema, strict=False)
-    model.network.eval().to(memory_format=torch.contiguous_format)
+        network.load_state_dict(outcome.ema, strict=False)
+    network.eval().to(memory_format=torch.contiguous_format)
     return outcome
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from erasure.errors import OutputError, RunError
+from erasure.errors import ErasureError, OutputError, RunError
 
 SCHEMA = 1
 PACKAGES = ("erasure", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scikit-learn")
@@ -217,8 +217,16 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, ErasureError) and is_main():
+            self._withdraw()
         self.close()
+
+    def _withdraw(self) -> None:
+        """Leave no claim on a folder in which nothing was made before the error."""
+        made = [entry.name for entry in self.folder.iterdir() if entry.name not in ("run.json", ".lock")]
+        if not made and self.document.get("status") == "running":
+            (self.folder / "run.json").unlink(missing_ok=True)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -16,7 +16,6 @@ import torch
 
 from erasure import plots
 from erasure.data import Dataset, load_dataset
-from erasure.errors import OptionError
 from erasure.images import grid, to_float, to_uint8, write_png
 from erasure.models import Model
 from erasure.models.classifier import Classifier
@@ -46,7 +45,7 @@ def train(
     """
     dataset = load_dataset(data, "train", data_dir, image_size)
     dataset = dataset.first(limit) if limit else dataset
-    _check(recipe, dataset)
+    recipe.check(dataset)
     source = {
         "data": data,
         "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
@@ -79,16 +78,6 @@ def accuracy(model: Classifier, dataset: Dataset) -> float:
     """Percentage of `dataset` that the classifier labels rightly."""
     logits, _ = model.describe(to_float(dataset.images))
     return 100.0 * float((logits.argmax(1).numpy() == dataset.labels).mean())
-
-
-def _check(recipe: Recipe, dataset: Dataset) -> None:
-    if recipe.batch_size < 1 or recipe.batch_size % recipe.accumulate:
-        raise OptionError(
-            f"--batch-size {recipe.batch_size} must be at least 1 and a multiple of --accumulate {recipe.accumulate}"
-        )
-    height, width = dataset.images.shape[1:3]
-    if height != width or height % 2:
-        raise OptionError(f"images are {width} x {height}: give --image-size, an even number, to make them square")
 
 
 def _final_loss(outcome: Outcome) -> float | None:

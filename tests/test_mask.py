@@ -19,7 +19,7 @@ SCORES = {"a": torch.tensor([[3.0, 1.0], [2.0, 0.0]]), "b.c": torch.tensor([5.0,
 )
 def test_top_selects_exactly_what_a_full_sort_would(values, density):
     scores = {f"t{i}": torch.tensor(part) for i, part in enumerate(values)}
-    flat = torch.cat([score for score in scores.values()])
+    flat = torch.cat(list(scores.values()))
     wanted = round(density * len(flat))
     order = torch.argsort(flat, descending=True, stable=True)[:wanted]
     expected = torch.zeros(len(flat), dtype=torch.bool)

@@ -239,13 +239,13 @@ def test_weights_that_are_not_finite_or_do_not_fit_are_refused(damaged, ddpm):
     state = state_of(ddpm)
     name = next(iter(state))
     write_tensors(weights, state | {name: torch.full_like(state[name], float("inf"))})
-    with pytest.raises(ModelError, match=f"{name}.*NaN or infinity"):
+    with pytest.raises(ModelError, match="NaN or infinity"):
         load_model(folder)
     write_tensors(weights, {n: t for n, t in state.items() if n != name})
     with pytest.raises(ModelError, match="1 tensors differ"):
         load_model(folder)
     write_tensors(weights, state | {name: torch.ones(2)})
-    with pytest.raises(ModelError, match="does not fit its config.json"):
+    with pytest.raises(ModelError, match=r"does not fit its config\.json"):
         load_model(folder)
     (folder / "unet" / "config.json").write_text("{")
     with pytest.raises(ModelError, match="not JSON"):

@@ -1,4 +1,4 @@
-"""`--preset official` against an independent, straightforward implementation of the official algorithm, step for step."""
+"""`--preset official` against a straightforward implementation of the official algorithm, step for step."""
 
 import copy
 

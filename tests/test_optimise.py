@@ -150,7 +150,7 @@ def test_divergence_goes_back_to_the_last_good_weights(tmp_path):
         value = regression(net)(step)["loss"]
         return {"loss": value * (math.inf if step.index == 7 else 1.0)}
 
-    with pytest.raises(DivergedError, match="diverged at step 7 .* those of step 4") as caught:
+    with pytest.raises(DivergedError, match=r"diverged at step 7 .* those of step 4") as caught:
         optimise(net, loss, settings(), seed=0, folder=tmp_path)
     assert caught.value.step == 4
     saved, _ = read_tensors(tmp_path / "checkpoint.safetensors")

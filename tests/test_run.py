@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 
@@ -44,7 +43,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert json.loads(path.read_text()) == [1]
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_failed_folder_leaves_the_old_one(tmp_path):
@@ -54,7 +53,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
         (temporary / "x").write_text("half")
         raise OSError(28, "No space left on device")
     assert (tmp_path / "f" / "x").read_text() == "old"
-    assert os.listdir(tmp_path) == ["f"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_resumed_log_repeats_no_step_and_survives_a_cut_line(tmp_path):

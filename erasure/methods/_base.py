@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from erasure.data import Batch, Batches, Dataset
-from erasure.errors import OptionError
 from erasure.mask import Mask
 from erasure.models import Model
 from erasure.optimise import LoopSettings, Optimizer, Outcome, Precision, Step, optimise
@@ -70,6 +69,9 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {}
 
+    def check(self, task: Task) -> None:  # noqa: B027 (most methods have nothing to check)
+        """Raise OptionError for options that make no sense, before anything is written."""
+
     @abstractmethod
     def erase(self, model: Model, job: Job) -> Outcome:
         """Change `model.network` so that it forgets `job.forget` and keeps `job.retain`."""
@@ -103,19 +105,20 @@ class GradientMethod(Method):
         """Whether the tensor `name` of the network may move."""
         return True
 
+    def check(self, task: Task) -> None:
+        """Steps, batch size and the like are in range."""
+        self.loop(0).check(self.batch_size)
+
     def loop(self, num_images: int) -> LoopSettings:
         """Settings of the loop; `num_images` in the forget and retain sets together turn epochs into steps."""
         values = {key: value for key, value in asdict(self).items() if key in LoopSettings.__annotations__}
         if self.epochs:
-            values["steps"] = round(self.epochs * num_images / self.batch_size)
+            values["steps"] = round(self.epochs * num_images / max(1, self.batch_size))
         return LoopSettings(**values)
 
     def erase(self, model: Model, job: Job) -> Outcome:
         """Minimise the method's loss from the original weights."""
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise OptionError(
-                f"--batch-size {self.batch_size} must be a positive multiple of --accumulate {self.accumulate}"
-            )
+        self.check(job.task)
         forget = Batches(job.forget, self.batch_size, derive(job.seed, "forget"))
         retain = Batches(job.retain, self.batch_size, derive(job.seed, "retain"))
         frozen = model.frozen() if self.needs_original else model

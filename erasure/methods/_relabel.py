@@ -44,6 +44,11 @@ class Relabelling(GradientMethod):
         scale = float(retain.target[0].numel()) if self.retain_reduction == "sum" else 1.0
         return {"loss": forget_loss + self.alpha * scale * retain_loss, "forget": forget_loss, "retain": retain_loss}
 
+    def check(self, task: Task) -> None:
+        """The other label is one that is kept."""
+        super().check(task)
+        _other_labels(self.relabel, torch.tensor(task.forget), task, torch.Generator())
+
     def anchor(self, model: Model, task: Task, draws: Draws) -> Batch:
         """For each forget image, another label, and a retain image for networks that know no labels."""
         count = len(draws.forget.labels)

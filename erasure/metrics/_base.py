@@ -37,6 +37,7 @@ class Metric(ABC):
     definition: ClassVar[str]
     higher_is_better: ClassVar[bool]
     unit: ClassVar[str] = ""
+    needs_inception: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, evidence: Evidence) -> Score:

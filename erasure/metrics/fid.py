@@ -17,6 +17,7 @@ class FID(Metric):
 
     definition = "fid/1"
     higher_is_better = False
+    needs_inception = True
 
     def measure(self, evidence: Evidence) -> Score:
         """Needs the Inception weights (`--inception`)."""

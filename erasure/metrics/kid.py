@@ -15,6 +15,7 @@ class KID(Metric):
 
     definition = "kid/1"
     higher_is_better = False
+    needs_inception = True
 
     def measure(self, evidence: Evidence) -> Score:
         """Needs the Inception weights (`--inception`)."""

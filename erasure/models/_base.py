@@ -172,6 +172,11 @@ class DiffusionModel(Model):
 
     @property
     @abstractmethod
+    def num_classes(self) -> int:
+        """How many classes it can be asked for, the null class left out; 0 when it is unconditional."""
+
+    @property
+    @abstractmethod
     def null_label(self) -> int | None:
         """The label that stands for "no class", None when there is none."""
 

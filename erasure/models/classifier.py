@@ -29,6 +29,7 @@ class Classifier(Model):
     """A network from images (b, c, h, w) to logits (b, classes); its loss is cross-entropy."""
 
     family = "classifier"
+    network: Any
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
@@ -56,7 +57,8 @@ class Classifier(Model):
         if arch not in ARCHITECTURES:
             raise ModelError(f"unknown --arch {arch!r}{suggestion(arch, ARCHITECTURES)}")
         names = info["class_names"]
-        config = ResNetConfig(
+        described: Any = ResNetConfig  # it keeps keywords of its own, such as our `stem`
+        config = described(
             num_channels=info["channels"],
             layer_type="basic",
             downsample_in_first_stage=False,
@@ -126,17 +128,17 @@ class Classifier(Model):
         self.network.eval()
         logits, features = [], []
         for part in images.split(batch_size):
-            pooled = self.network.resnet(self.prepared(part.to(self.device))).pooler_output.flatten(1)  # type: ignore[operator, union-attr]
+            pooled = self.network.resnet(self.prepared(part.to(self.device))).pooler_output.flatten(1)
             features.append(pooled.cpu())
-            logits.append(self.network.classifier(pooled[..., None, None]).cpu())  # type: ignore[operator]
+            logits.append(self.network.classifier(pooled[..., None, None]).cpu())
         self.network.train(was_training)
         return torch.cat(logits), torch.cat(features)
 
 
-def _build(config: Any) -> nn.Module:
+def _build(config: Any) -> Any:
     from transformers import ResNetForImageClassification
 
-    network = ResNetForImageClassification(config)
+    network: Any = ResNetForImageClassification(config)
     if getattr(config, "stem", None) == "3x3":
         embedder = network.resnet.embedder
         convolution = nn.Conv2d(config.num_channels, config.embedding_size, 3, padding=1, bias=False)
@@ -155,5 +157,5 @@ def _stock_info(root: Path, config: Any) -> dict[str, Any]:
         size = size.get("height") or size.get("shortest_edge") or 224
     names = [config.id2label[i] for i in range(len(config.id2label))]
     info = {"channels": config.num_channels, "image_size": size, "class_names": names}
-    normalisation = {key: prepared[key] for key in ("image_mean", "image_std") if key in prepared}
+    normalisation: dict[str, Any] = {key: prepared[key] for key in ("image_mean", "image_std") if key in prepared}
     return {**info, **normalisation}

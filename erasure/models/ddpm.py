@@ -26,6 +26,7 @@ class DDPM(DiffusionModel):
     """A UNet2DModel with its noise scheduler."""
 
     family = "ddpm"
+    network: Any
 
     def __init__(self, network: Any, noise_scheduler: Any, info: dict[str, Any], source: str = "") -> None:
         super().__init__(network, info, source)
@@ -53,7 +54,7 @@ class DDPM(DiffusionModel):
             pickled = sorted(unet.glob("*.bin"))
             hint = f"{pickled[0].name} is a pickle: convert it first" if pickled else "it is missing"
             raise ModelError(f"{folder} has no diffusion_pytorch_model.safetensors: {hint}")
-        network = UNet2DModel.from_config(read_object(unet / "config.json"))
+        network: Any = UNet2DModel.from_config(read_object(unet / "config.json"))
         fill(network, weights)
         return cls(network.eval(), _scheduler(root), cls.info_of(root), folder)
 
@@ -64,7 +65,7 @@ class DDPM(DiffusionModel):
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = UNet2DModel(**config)
+            network: Any = UNet2DModel(**config)
         return cls(network.eval(), DDPMScheduler(num_train_timesteps=num_train_timesteps), info)
 
     def fresh(self, seed: int) -> Self:
@@ -79,7 +80,8 @@ class DDPM(DiffusionModel):
         from diffusers import DDPMPipeline
 
         with atomic_folder(folder) as temporary:
-            DDPMPipeline(self.network_on_disk(), self.noise_scheduler).save_pretrained(
+            pipeline: Any = DDPMPipeline(self.network_on_disk(), self.noise_scheduler)
+            pipeline.save_pretrained(
                 temporary, safe_serialization=True, max_shard_size=self.info.get("max_shard_size", "10GB")
             )
             write_json(temporary / "erasure.json", {**self.info, "family": self.family})
@@ -93,6 +95,11 @@ class DDPM(DiffusionModel):
     def conditional(self) -> bool:
         """Whether the network takes class labels."""
         return self.network.config.num_class_embeds is not None
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes it can be asked for, the null class left out; 0 when it is unconditional."""
+        return (self.network.config.num_class_embeds or 0) - (self.null_label is not None)
 
     @property
     def null_label(self) -> int | None:
