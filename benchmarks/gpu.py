@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -90,7 +91,7 @@ def _recipes(toy: bool) -> tuple[DDPMRecipe, ClassifierRecipe]:
 
 def correct(recipe: DDPMRecipe, dataset: Dataset) -> dict[str, Any]:
     """The invariants that a device could break, on a small network: each must be true."""
-    small = replace(recipe, channels="16,32", compile=False, steps=3)
+    small = replace(recipe, channels="16,32", compile=False, weights_dtype="float32")
     task = Task.of_classes("cat", dataset.class_names)
     forget, retain = (dataset.of_classes(classes).first(64) for classes in (task.forget, task.retain))
     held = True
@@ -103,11 +104,10 @@ def correct(recipe: DDPMRecipe, dataset: Dataset) -> dict[str, Any]:
         for name, parameter in model.network.named_parameters():
             outside = ~mask.tensors[name].to(parameter.device)
             held &= bool((parameter.detach()[outside] == before[name][outside]).all())
-    folder = Path(torch.hub.get_dir()) / "erasure-gpu-check"
-    model.save(folder)
     examples = model.examples(Batches(dataset, 8, 0).at(0), torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        answers = [m.to(device()).answer(examples.inputs) for m in (model, load_model(folder))]
+    with torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
+        model.save(Path(scratch) / "model")
+        answers = [m.to(device()).answer(examples.inputs) for m in (model, load_model(Path(scratch) / "model"))]
         with torch.autocast(device().type, dtype=torch.bfloat16):
             rough = model.answer(examples.inputs).float()
     distance = float((rough - answers[0]).norm() / answers[0].norm())

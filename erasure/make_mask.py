@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from erasure.data import Dataset
 from erasure.errors import OutputError, RunError
 from erasure.evaluate import data_of
 from erasure.mask import Mask
-from erasure.models import Model, load_model
+from erasure.models import load_model
 from erasure.processes import device
-from erasure.run import fingerprint, writing
+from erasure.run import fingerprint, held, writing
 from erasure.saliency import SaliencySettings, build_mask
 from erasure.task import Task
 
@@ -45,35 +44,22 @@ def make_mask(
     loaded = load_model(model).to(device())
     dataset = data_of(loaded, data, data_dir, image_size)
     task = Task.of_classes(forget, dataset.class_names)
-    key = fingerprint(
-        {
-            "kind": kind,
-            "model": loaded.hash,
-            "forget": task.forget,
-            "data": dataset.name,
-            "seed": seed,
-            **asdict(settings),
-        }
-    )
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"{path} is being written by another process: wait for it or give another --out") from None
-    try:
+    given = {"kind": kind, "model": loaded.hash, "forget": task.forget, "data": dataset.name, "seed": seed}
+    key = fingerprint({**given, **asdict(settings)})
+    with _alone(path):
         if path.exists():
             mask = Mask.load(path)
             if mask.provenance.get("fingerprint") != key:
                 raise RunError(f"--out {path} holds the mask of other settings: give another --out or remove it")
         else:
-            mask = _made(
-                kind, loaded, dataset.of_classes(task.forget), settings, seed, path, key, task, checkpoint_every
-            )
-    finally:
-        lock.release()
-        path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
+            began = time.perf_counter()
+            partial = path.with_name(f".{path.name}.partial")
+            forgotten = dataset.of_classes(task.forget)
+            made = build_mask(kind, loaded, forgotten, settings, seed, partial, key, task.concept, checkpoint_every)
+            extra = {"fingerprint": key, "kind": kind, "seconds": time.perf_counter() - began}
+            mask = Mask(made.tensors, {**made.provenance, **extra})
+            mask.save(path)
+            partial.unlink(missing_ok=True)
     return {
         "mask": str(path),
         "density": mask.density,
@@ -85,22 +71,15 @@ def make_mask(
     }
 
 
-def _made(
-    kind: str,
-    model: Model,
-    forget: Dataset,
-    settings: SaliencySettings,
-    seed: int,
-    path: Path,
-    key: str,
-    task: Task,
-    checkpoint_every: int,
-) -> Mask:
-    began = time.perf_counter()
-    partial = path.with_name(f".{path.name}.partial")
-    made = build_mask(kind, model, forget, settings, seed, partial, key, task.concept, checkpoint_every)
-    extra = {"fingerprint": key, "kind": kind, "model": model.source, "seconds": time.perf_counter() - began}
-    mask = Mask(made.tensors, {**made.provenance, **extra})
-    mask.save(path)
-    partial.unlink(missing_ok=True)
-    return mask
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the file that is to be written."""
+    beside = path.with_name(f".{path.name}.lock")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = held(beside, path)
+    try:
+        yield
+    finally:
+        lock.release()
+        beside.unlink(missing_ok=True)

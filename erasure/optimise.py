@@ -20,12 +20,12 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from erasure.errors import DivergedError, OptionError, RunError
+from erasure.checkpoint import load_state, save_state
+from erasure.errors import DivergedError, OptionError
 from erasure.free_weights import FreeWeights
 from erasure.mask import Mask
 from erasure.run import Log, read_log
 from erasure.seeds import derive
-from erasure.weights import read_tensors, write_tensors
 
 Precision = Literal["float32", "bf16"]
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -253,34 +253,15 @@ class _Loop:
         return dict(zip((name for name, _ in self.network.named_parameters()), self.ema, strict=True))
 
     def _save(self, step: int, buffers: Mapping[str, Tensor]) -> None:
-        if self.path is None or not self.state.is_main_process:
-            return
-        tensors = {f"network/{name}": tensor for name, tensor in {**self.network.state_dict(), **buffers}.items()}
-        tensors |= {f"ema/{i}": tensor for i, tensor in enumerate(self.ema)}
-        for i, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{key}": value for key, value in values.items() if isinstance(value, Tensor)}
-        write_tensors(self.path, tensors, {"step": str(step), "fingerprint": self.fingerprint})
+        if self.path is not None and self.state.is_main_process:
+            save_state(self.path, self.network, self.optimizer, self.ema, buffers, step, self.fingerprint)
 
     def _resume(self) -> int:
         if self.path is None or not self.path.is_file():
             return 0
-        tensors, header = read_tensors(self.path)
-        if header.get("fingerprint") != self.fingerprint:
-            raise RunError(f"{self.path} belongs to a run with other settings: give another --out")
-        groups: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            groups[kind][rest] = tensor
-        self.network.load_state_dict(groups["network"])
+        step = load_state(self.path, self.network, self.optimizer, self.ema, self.fingerprint)
         self.free.reread()
-        for i, tensor in groups["ema"].items():
-            self.ema[int(i)].copy_(tensor)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in groups["optimizer"].items():
-            i, _, key = name.partition("/")
-            state.setdefault(int(i), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        return int(header["step"])
+        return step
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

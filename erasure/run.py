@@ -120,6 +120,16 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def held(path: Path, what: Path) -> FileLock:
+    """The lock file `path`, held by this process until released; raises RunError while another process holds it."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"{what} is in use by another process: wait for it or give another --out") from None
+    return lock
+
+
 class Run:
     """One verb's output folder, held by one process; close it, or use it as a context manager.
 
@@ -141,13 +151,7 @@ class Run:
             return
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.folder / ".lock")
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise RunError(
-                    f"{self.folder} is in use by another process: wait for it or give another --out"
-                ) from None
+            self._lock = held(self.folder / ".lock", self.folder)
         try:
             self.document = self._claim(verb, must_exist)
         except BaseException:

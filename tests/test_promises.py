@@ -25,7 +25,7 @@ data.image_folder data.cifar10 data.digits data.hub
 mask
 models._base models
 models.ddpm models.classifier
-free_weights
+free_weights checkpoint
 optimise
 saliency recipe samples distances inception
 evidence
@@ -35,6 +35,7 @@ report
 evaluate train generate export
 erase make_mask
 compare demo
+parser commands
 cli
 __init__ __main__
 """
@@ -107,7 +108,7 @@ def test_plugins_never_import_each_other(folder):
 
 def test_files_are_short_and_none_is_a_drawer():
     for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 400, path
+        assert len(path.read_text().splitlines()) <= 300, path
         assert path.stem not in ("utils", "helpers", "common", "misc")
 
 

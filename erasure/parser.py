@@ -1,0 +1,86 @@
+"""The parts of the command line that verbs share: one-line errors, a help that ends with commands, common flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from erasure.errors import OptionError, suggestion
+from erasure.options import add_flags, build, given_flags
+
+VERBS = {
+    "demo": "erase a digit from the model that ships, measure it and show it",
+    "train": "train a DDPM or a classifier from nothing",
+    "mask": "compute which weights are salient for what is to be forgotten",
+    "erase": "erase classes from a model into a run folder",
+    "generate": "draw images from a model or a run",
+    "evaluate": "measure a run or a model",
+    "compare": "put runs side by side",
+    "export": "write a cleaned model for other tools",
+    "list": "list methods, metrics, models or data",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, no abbreviations, and a suggestion for an unknown option."""
+
+    def __init__(self, verb: str, examples: Sequence[str]) -> None:
+        super().__init__(
+            prog=f"erasure {verb}",
+            description=VERBS[verb.split()[0]].capitalize() + ".",
+            epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr, exit 2."""
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse `argv`; raises OptionError for an option that is not known."""
+        values, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            raise OptionError(f"{self.prog} has no option {unknown[0]}{suggestion(unknown[0].split('=')[0], options)}")
+        return values
+
+
+def parser_of(verb: str, *examples: str) -> Parser:
+    """The parser of a verb that prints a result; its help ends with `examples`."""
+    parser = Parser(verb, examples)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return parser
+
+
+def data_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Flags for which data is meant."""
+    text = "digits, cifar10, a folder or archive of class folders, or a hub id"
+    parser.add_argument(
+        "--data", required=required, help=text + ("" if required else " (default: what the model was trained on)")
+    )
+    parser.add_argument("--data-dir", help="where a named data set lies on disk")
+    parser.add_argument("--image-size", type=int, help="bring images to this size")
+
+
+def judging_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags for how a result is judged."""
+    from erasure.samples import SampleSettings
+
+    group = parser.add_argument_group("how the result is judged")
+    group.add_argument("--metrics", help="names joined by commas (default: all that apply without further files)")
+    group.add_argument("--classifier", help="model that judges samples (default: the one that ships for the data)")
+    group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
+    group.add_argument("--sample-seed", type=int, default=0, help="seed of the samples (default 0)")
+    add_flags(group, SampleSettings)
+
+
+def judging_of(values: argparse.Namespace) -> Any:
+    """The Judging that the flags of `judging_flags` ask for."""
+    from erasure.evaluate import Judging
+    from erasure.samples import SampleSettings
+
+    settings = build(SampleSettings, "sampling", given_flags(SampleSettings, vars(values)))
+    metrics = tuple(part.strip() for part in (values.metrics or "").split(",") if part.strip())
+    return Judging(metrics, values.classifier, values.inception, settings, values.sample_seed)
