@@ -53,7 +53,7 @@ class OfficialSalUn:
             if parameter.grad is not None:
                 parameter.grad *= self.mask[name]
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
 
 def official_mask(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from erasure.errors import OptionError
 from erasure.mask import Mask
 
+LISTED = 1 << 25  # networks of more weights keep one byte a weight in place of eight a free weight
+
 
 class FreeWeights:
     """`parameters` for an optimiser; `collect` brings gradients to them and `spread` brings their values back."""
@@ -33,6 +35,7 @@ class FreeWeights:
         self._network = network
         self._flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
         self._split: list[tuple[nn.Parameter, nn.Parameter, Tensor]] = []
+        listed = sum(parameter.numel() for parameter in network.parameters()) <= LISTED
         self._norm_only: list[nn.Parameter] = []
         self.parameters: list[nn.Parameter] = []
         for name, parameter in network.named_parameters():
@@ -48,7 +51,8 @@ class FreeWeights:
                 compact = nn.Parameter(parameter.detach()[selected].clone())
                 self.parameters.append(compact)
                 parameter.requires_grad_(True)
-                self._split.append((parameter, compact, selected))
+                fast = listed and parameter.is_contiguous()
+                self._split.append((parameter, compact, selected.reshape(-1).nonzero().flatten() if fast else selected))
         if not self.parameters:
             self.release()
             raise OptionError("no weight may move: the mask and the choice of weights leave nothing to train")
@@ -63,24 +67,32 @@ class FreeWeights:
         """Move the free part of each gradient to the optimiser's parameters."""
         for parameter in self._norm_only:
             parameter.grad = None
-        for parameter, compact, selected in self._split:
-            compact.grad = None if parameter.grad is None else parameter.grad[selected]
+        for parameter, compact, where in self._split:
+            compact.grad = None if parameter.grad is None else _taken(parameter.grad, where)
             parameter.grad = None
 
     @torch.no_grad()
     def spread(self) -> None:
         """Write the optimiser's values into the network; held weights are not touched."""
-        for parameter, compact, selected in self._split:
-            parameter.masked_scatter_(selected, compact)
+        for parameter, compact, where in self._split:
+            if where.dtype == torch.bool:
+                parameter.masked_scatter_(where, compact)
+            else:
+                parameter.view(-1).index_copy_(0, where, compact)
 
     @torch.no_grad()
     def reread(self) -> None:
         """Take the values from the network, after a checkpoint was loaded into it."""
-        for parameter, compact, selected in self._split:
-            compact.copy_(parameter[selected])
+        for parameter, compact, where in self._split:
+            compact.copy_(_taken(parameter, where))
 
     def release(self) -> None:
         """Give the network back as it was: gradients gone, `requires_grad` restored."""
         for name, parameter in self._network.named_parameters():
             parameter.grad = None
             parameter.requires_grad_(self._flags[name])
+
+
+def _taken(tensor: Tensor, where: Tensor) -> Tensor:
+    """The values of `tensor` at `where`: booleans of its shape, or positions in it."""
+    return tensor[where] if where.dtype == torch.bool else tensor.reshape(-1)[where]

@@ -16,15 +16,18 @@ SCORES = {"a": torch.tensor([[3.0, 1.0], [2.0, 0.0]]), "b.c": torch.tensor([5.0,
 @given(
     st.lists(st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40), min_size=1, max_size=4),
     st.floats(0.001, 1.0),
+    st.sampled_from([3, 1 << 20]),
 )
-def test_top_selects_exactly_what_a_full_sort_would(values, density):
+def test_top_selects_exactly_what_a_full_sort_would(values, density, chunk):
     scores = {f"t{i}": torch.tensor(part) for i, part in enumerate(values)}
     flat = torch.cat(list(scores.values()))
     wanted = round(density * len(flat))
     order = torch.argsort(flat, descending=True, stable=True)[:wanted]
     expected = torch.zeros(len(flat), dtype=torch.bool)
     expected[order] = True
-    mask = Mask.top(scores, density)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("erasure.mask.CHUNK", chunk)
+        mask = Mask.top(scores, density)
     assert torch.cat([mask.tensors[name] for name in scores]).equal(expected)
     assert mask.selected == wanted
 

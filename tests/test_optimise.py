@@ -35,8 +35,10 @@ def settings(**changes):
     return LoopSettings(**{"steps": 12, "learning_rate": 0.05, "checkpoint_every": 4, **changes})
 
 
+@pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize(("optimizer", "decay"), OPTIMISERS)
-def test_held_weights_keep_every_bit(optimizer, decay):
+def test_held_weights_keep_every_bit(optimizer, decay, listed, monkeypatch):
+    monkeypatch.setattr("erasure.free_weights.LISTED", 1 << 25 if listed else 0)
     net = network()
     net[0].bias.data[0] = -0.0
     mask, before = half(net), {n: p.detach().clone() for n, p in net.named_parameters()}
