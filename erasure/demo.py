@@ -22,7 +22,7 @@ from erasure.statistics import over_seeds
 
 MODEL, FORGET = "digits-ddpm", "three"
 IMAGES_A_CLASS = 100
-PROBE_EVERY = 10
+PROBE_EVERY = 5
 FORGOTTEN = 95.0
 
 
@@ -146,13 +146,20 @@ def _summary(variant: Variant, results: Sequence[Mapping[str, Any]], forgotten: 
     metrics = {}
     for name in results[0]["metrics"]:
         value, interval = over_seeds([result["metrics"][name]["value"] for result in results])
+        if results[0]["metrics"][name]["unit"] == "%":
+            interval = max(0.0, interval[0]), min(100.0, interval[1])
         metrics[name] = {
             **results[0]["metrics"][name],
             "value": value,
-            "interval": list(interval),
+            "interval": list(interval) if len(results) > 1 else None,
             "n": len(results),
             "details": {},
         }
+    reached = [step for step in forgotten if step is not None]
+    if reached and len(reached) == len(results):
+        value, interval = over_seeds([float(step) for step in reached])
+        steps = {"value": value, "interval": list(interval), "unit": "steps", "n": len(results), "details": {}}
+        metrics["steps_to_forget"] = steps
     return {
         "name": variant.name,
         "mask": results[0].get("mask", ""),

@@ -119,7 +119,8 @@ def measured(evidence: Evidence, metrics: Sequence[str]) -> dict[str, Any]:
     """
     scores: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    for name in metrics or DEFAULT_METRICS:
+    defaults = [name for name in DEFAULT_METRICS if not (name == "forget_share" and evidence.has_classes)]
+    for name in metrics or defaults:
         try:
             scores[name] = registry.load("metrics", name)().measure(evidence).as_json()
         except NotApplicableError as error:

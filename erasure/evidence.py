@@ -89,7 +89,7 @@ class Evidence:
     def features(self, part: Part) -> np.ndarray:
         """The judge's pooled features of the drawn images, (n, d)."""
         self._need_generator()
-        return self._described[1][self.chosen(part) if self._has_classes else slice(None)]
+        return self._described[1][self.chosen(part) if self.has_classes else slice(None)]
 
     def reference(self, part: Part) -> Dataset:
         """Real images of the same classes."""
@@ -105,12 +105,13 @@ class Evidence:
         """Inception features of drawn (n, 2048) and of real (m, 2048) images of the retained classes."""
         self._need_generator()
         network = load_inception(self.inception_path)
-        drawn = self.samples.images[self.chosen("retain") if self._has_classes else slice(None)]
+        drawn = self.samples.images[self.chosen("retain") if self.has_classes else slice(None)]
         real = self.reference("retain").images
         return inception_features(network, to_float(drawn)), inception_features(network, to_float(real))
 
     @property
-    def _has_classes(self) -> bool:
+    def has_classes(self) -> bool:
+        """Whether each image was asked for by its class; not so for unconditional generators."""
         return not isinstance(self.model, DiffusionModel) or self.model.conditional
 
     def _need_generator(self) -> None:
@@ -118,7 +119,7 @@ class Evidence:
             raise NotApplicableError("a classifier draws no images")
 
     def _need_classes(self) -> None:
-        if not self._has_classes:
+        if not self.has_classes:
             raise NotApplicableError("an unconditional model is asked for no class: its measure is forget_share")
 
 

@@ -25,7 +25,8 @@ from erasure.run import Run, read_log, write_text
 
 IMAGES_A_CLASS = 8
 COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifier": "FD (classifier)",
-           "paired_distance": "paired distance", "fid": "FID", "kid": "KID"}  # fmt: skip
+           "paired_distance": "paired distance", "steps_to_forget": "steps to UA 95 %",
+           "fid": "FID", "kid": "KID"}  # fmt: skip
 
 
 def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, after: Evidence | None) -> Path:
@@ -98,7 +99,7 @@ def as_text(built: Mapping[str, Any]) -> str:
 def _cell(score: Mapping[str, Any] | None) -> dict[str, str]:
     if score is None:
         return {"value": "-", "interval": "", "n": ""}
-    digits = 1 if score["unit"] == "%" else 2 if abs(score["value"]) >= 0.1 else 4
+    digits = 1 if score["unit"] in ("%", "steps") else 2 if abs(score["value"]) >= 0.1 else 4
     interval = score.get("interval")
     shown = f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else ""
     return {"value": f"{score['value']:.{digits}f}", "interval": shown, "n": f"n = {score['n']}"}
