@@ -28,3 +28,7 @@ bench: .venv/installed
 
 clean:
 	rm -rf .venv demo
+
+.PHONY: readme
+readme: .venv/installed
+	$(BIN)/python -m tests.readme

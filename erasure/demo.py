@@ -146,8 +146,8 @@ def _summary(variant: Variant, results: Sequence[Mapping[str, Any]], forgotten: 
     metrics = {}
     for name in results[0]["metrics"]:
         value, interval = over_seeds([result["metrics"][name]["value"] for result in results])
-        if results[0]["metrics"][name]["unit"] == "%":
-            interval = max(0.0, interval[0]), min(100.0, interval[1])
+        ceiling = 100.0 if results[0]["metrics"][name]["unit"] == "%" else interval[1]
+        interval = max(0.0, interval[0]), min(ceiling, interval[1])  # no metric here can be negative
         metrics[name] = {
             **results[0]["metrics"][name],
             "value": value,
@@ -158,7 +158,13 @@ def _summary(variant: Variant, results: Sequence[Mapping[str, Any]], forgotten: 
     reached = [step for step in forgotten if step is not None]
     if reached and len(reached) == len(results):
         value, interval = over_seeds([float(step) for step in reached])
-        steps = {"value": value, "interval": list(interval), "unit": "steps", "n": len(results), "details": {}}
+        steps = {
+            "value": value,
+            "interval": [max(0.0, interval[0]), interval[1]],
+            "unit": "steps",
+            "n": len(results),
+            "details": {},
+        }
         metrics["steps_to_forget"] = steps
     return {
         "name": variant.name,

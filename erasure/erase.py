@@ -15,13 +15,14 @@ from erasure.evaluate import Judging, data_of, evidence_for, held_classifier, me
 from erasure.evidence import probe
 from erasure.mask import Mask
 from erasure.methods._base import Job, Method
-from erasure.models import DiffusionModel, Model, load_model, resolve
+from erasure.models import DiffusionModel, Model, load_model, located
 from erasure.processes import agreed, device
 from erasure.report import write_report
 from erasure.run import Run, is_main, read_json
 from erasure.saliency import SaliencySettings, build_mask
 from erasure.seeds import derive
 from erasure.task import Task
+from erasure.weights import hash_tensors
 
 MASKS = ("saliency", "none", "random", "inverted")
 
@@ -73,7 +74,7 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
     method.check(task)
     if request.evaluate and isinstance(model, DiffusionModel):
         held_classifier(request.judging.classifier, dataset)
-    settings = _settings(request, model, method, scoring)
+    settings = _settings(request, model, dataset, method, scoring)
     judging = Judging.from_json(settings["judging"])
     return _carried_out(settings, out, _Plan(model, model.clone(), dataset, task, method, scoring, judging))
 
@@ -88,6 +89,8 @@ def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
     if model.hash != settings["model_hash"]:
         raise OptionError(f"{settings['model']} is no longer the model of {config}: its weights have changed")
     dataset = data_of(model, settings["data"], settings["data_dir"], settings["image_size"])
+    if dataset.hash != settings["data_hash"]:
+        raise OptionError(f"{dataset.name} no longer holds the images of {config}: they have changed")
     task = Task.of_classes(settings["forget"], dataset.class_names)
     method = options.build(registry.load("methods", settings["method"]), settings["method"], settings["options"])
     scoring = options.build(SaliencySettings, "saliency", settings["saliency"])
@@ -113,24 +116,26 @@ def _resolved(request: Request, model: Model) -> tuple[Method, SaliencySettings]
     return options.build(kind, f"method {request.method}", *layers), scoring
 
 
-def _settings(request: Request, model: Model, method: Method, scoring: SaliencySettings) -> dict[str, Any]:
+def _settings(
+    request: Request, model: Model, dataset: Dataset, method: Method, scoring: SaliencySettings
+) -> dict[str, Any]:
     mask = request.mask or method.default_mask
     if mask != "none" and not method.takes_mask:
         raise NotApplicableError(f"--mask {mask} has no meaning for {request.method}, which keeps no original weight")
-    source = resolve(request.model)
     classifier = request.judging.classifier
-    judging = request.judging.as_json() | {"classifier": str(Path(classifier).resolve()) if classifier else None}
+    judging = request.judging.as_json() | {"classifier": located(classifier) if classifier else None}
     return {
-        "model": str(Path(source).resolve()) if Path(source).is_dir() else source,
+        "model": located(request.model),
         "model_hash": model.hash,
         "forget": request.forget,
         "data": request.data,
         "data_dir": str(Path(request.data_dir).resolve()) if request.data_dir else None,
         "image_size": request.image_size,
+        "data_hash": dataset.hash,
         "method": request.method,
         "options": asdict(method),
         "mask": mask if mask in MASKS else str(Path(mask).resolve()),
-        "mask_hash": None if mask in MASKS else _file_mask(mask, model).provenance,
+        "mask_hash": None if mask in MASKS else hash_tensors(_file_mask(mask, model).tensors),
         "saliency": asdict(scoring),
         "seed": request.seed,
         "evaluate": request.evaluate,

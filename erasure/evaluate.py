@@ -16,8 +16,9 @@ from erasure.evidence import Evidence
 from erasure.inception import inception_file
 from erasure.models import Model, load_family, load_model, resolve, shipped_names
 from erasure.models.classifier import Classifier
+from erasure.processes import device
 from erasure.run import cache_folder, fingerprint, read_json
-from erasure.samples import SampleSettings
+from erasure.samples import DRAWING, SampleSettings
 from erasure.task import Task
 
 DEFAULT_METRICS = ("ua", "ra", "forget_share", "fd_classifier", "paired_distance")
@@ -83,7 +84,7 @@ def held_classifier(given: str | None, dataset: Dataset) -> Classifier | None:
     shipped = f"{dataset.name}-classifier"
     if given is None and shipped not in shipped_names():
         return None
-    classifier = load_family(given or shipped, Classifier)
+    classifier = load_family(given or shipped, Classifier).to(device())
     if classifier.class_names != dataset.class_names:
         raise OptionError(
             f"--classifier {given} knows other classes than {dataset.name}: {classifier.class_names[0]}, ..."
@@ -96,7 +97,8 @@ def evidence_for(
 ) -> Evidence:
     """Evidence whose samples lie in `folder`, or, for a model that does not change, in the user's cache."""
     if folder is None:
-        key = fingerprint({"model": model.hash, "seed": judging.sample_seed, **judging.samples.overrides()})
+        settings = {**model.info.get("sampling", {}), **judging.samples.overrides()}
+        key = fingerprint({"version": DRAWING, "model": model.hash, "seed": judging.sample_seed, **settings})
         folder = cache_folder() / "samples" / key[:32]
     return Evidence(
         model,

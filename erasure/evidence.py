@@ -104,7 +104,7 @@ class Evidence:
     def inception_pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Inception features of drawn (n, 2048) and of real (m, 2048) images of the retained classes."""
         self._need_generator()
-        network = load_inception(self.inception_path)
+        network = load_inception(self.inception_path).to(self.model.device)
         drawn = self.samples.images[self.chosen("retain") if self.has_classes else slice(None)]
         real = self.reference("retain").images
         return inception_features(network, to_float(drawn)), inception_features(network, to_float(real))

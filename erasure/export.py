@@ -60,6 +60,7 @@ def provenance_of(document: Mapping[str, Any]) -> dict[str, Any]:
         "base": Path(settings["model"]).name if Path(settings["model"]).is_absolute() else settings["model"],
         "base_hash": settings["model_hash"],
         "hash": trained["hash"],
+        "data_hash": settings["data_hash"],
         "forget": settings["forget"],
         "method": settings["method"],
         "options": settings["options"],

@@ -8,7 +8,7 @@ from typing import Any
 
 from erasure.errors import NotApplicableError
 from erasure.images import grid, write_png
-from erasure.models import DiffusionModel, load_model, resolve
+from erasure.models import DiffusionModel, load_model, located
 from erasure.processes import agreed, device
 from erasure.run import Run, is_main
 from erasure.samples import SampleSettings, check_classes, draw
@@ -30,9 +30,8 @@ def generate(
         raise NotApplicableError(f"{given} is a {model.family}: only generators draw images")
     labels = _labels(model, classes)
     model.to(device())
-    source = resolve(given)
     recorded = {
-        "model": str(Path(source).resolve()) if Path(source).is_dir() else source,
+        "model": located(given),
         "model_hash": model.hash,
         "classes": labels,
         "seed": seed,

@@ -217,4 +217,5 @@ def load_inception(path: str | None) -> FIDInception:
 def inception_features(network: FIDInception, images: Tensor, batch_size: int = 32) -> np.ndarray:
     """Features (n, 2048) of images (n, c, h, w) in [-1, 1]; grey images are repeated to three channels."""
     colour = images if images.shape[1] == 3 else images.repeat(1, 3, 1, 1)
-    return torch.cat([network(part) for part in colour.split(batch_size)]).double().numpy()
+    place = next(network.parameters()).device
+    return torch.cat([network(part.to(place)).cpu() for part in colour.split(batch_size)]).double().numpy()

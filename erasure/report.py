@@ -18,12 +18,13 @@ from markupsafe import Markup
 
 from erasure import plots
 from erasure.evidence import Evidence
-from erasure.images import as_picture
+from erasure.images import as_picture, grid, write_png
 from erasure.mask import Mask
 from erasure.models import DiffusionModel
 from erasure.run import Run, read_log, write_text
 
 IMAGES_A_CLASS = 8
+FRAME = (194, 65, 12)
 COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifier": "FD (classifier)",
            "paired_distance": "paired distance", "steps_to_forget": "steps to UA 95 %",
            "fid": "FID", "kid": "KID"}  # fmt: skip
@@ -35,6 +36,8 @@ def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, a
     if "original" in result:
         rows.insert(0, {"name": "original", "mask": "", **result["original"]})
     path = run.folder / "report.html"
+    if before is not None and after is not None and isinstance(after.model, DiffusionModel):
+        write_png(run.folder / "before-after.png", before_and_after(before, after))
     write_text(
         path,
         rendered(
@@ -50,6 +53,24 @@ def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, a
         ),
     )
     return path
+
+
+def before_and_after(before: Evidence, after: Evidence) -> np.ndarray:
+    """One colour picture: a row a class, the original's images left, the cleaned model's right, forgotten framed."""
+    order = [*after.task.forget, *after.task.retain] if after.has_classes else [-1]
+    halves = []
+    for evidence in (before, after):
+        rows = [evidence.samples.images[evidence.samples.labels == label][:IMAGES_A_CLASS] for label in order]
+        scale, gap = max(1, 40 // rows[0].shape[1]), 2
+        half = grid(rows, scale, gap)
+        half = half if half.shape[-1] == 3 else half.repeat(3, axis=-1)
+        height = rows[0].shape[1] * scale + gap
+        for i in range(len(after.task.forget) if after.has_classes else 0):
+            top, bottom = i * height, (i + 1) * height + gap
+            half[top : top + gap] = half[bottom - gap : bottom] = half[top:bottom, :gap] = FRAME
+            half[top:bottom, -gap:] = FRAME
+        halves.append(half)
+    return np.concatenate([halves[0], np.full((len(halves[0]), 24, 3), 255, np.uint8), halves[1]], axis=1)
 
 
 def rendered(**values: Any) -> str:

@@ -159,9 +159,13 @@ class Run:
             raise
 
     def _claim(self, verb: str, must_exist: bool) -> dict[str, Any]:
+        for stale in self.folder.rglob(".*.tmp"):  # what a killed run was writing
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         path = self.folder / "run.json"
         if path.exists():
             document = read_json(path)
+            if not isinstance(document, dict) or "status" not in document:
+                raise RunError(f"{path} is not the record of a run: give another --out")
             self._check_same(document, verb)
             return document
         if must_exist:

@@ -22,6 +22,7 @@ from erasure.models import DiffusionModel
 from erasure.seeds import derive
 
 UNCONDITIONAL = -1
+DRAWING = 1  # raised whenever the same seed begins to give another image
 
 
 @dataclass(frozen=True)

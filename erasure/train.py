@@ -52,7 +52,7 @@ def train(
         "image_size": image_size,
         "limit": limit,
     }
-    settings = {"kind": recipe.kind, **source, "seed": seed, "options": asdict(recipe)}
+    settings = {"kind": recipe.kind, **source, "data_hash": dataset.hash, "seed": seed, "options": asdict(recipe)}
     with Run(out, "train", settings, must_exist=resume) as run:
         run.document = agreed(run.document)
         if run.done:

@@ -36,7 +36,14 @@ def erase(cli, ddpm_folder, tmp_path):
 def test_an_erasure_leaves_a_whole_run(erase, ddpm_folder, tmp_path):
     result = erase().json
     run = tmp_path / "run"
-    for name in ("run.json", "log.jsonl", "mask.safetensors", "model/unet/config.json", "report.html"):
+    for name in (
+        "run.json",
+        "log.jsonl",
+        "mask.safetensors",
+        "model/unet/config.json",
+        "report.html",
+        "before-after.png",
+    ):
         assert (run / name).is_file(), name
     assert not (run / "checkpoint.safetensors").exists()
     for row in (result, result["original"]):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,23 @@ def test_every_verbs_help_ends_with_two_commands_that_parse(verb, capsys):
     examples = re.findall(r"^  (erasure .*)$", text.split("examples:")[1], re.MULTILINE)
     assert len(examples) == 2 and all(example.startswith(f"erasure {verb}") for example in examples)
     assert "--json" in text
+
+
+def test_the_tables_of_the_readme_are_the_plugins():
+    from tests.readme import README, rewritten
+
+    text = README.read_text(encoding="utf-8")
+    assert rewritten(text) == text, "run `make readme`"
+
+
+def test_the_commands_of_the_readme_run_as_they_stand(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    commands = block[1].strip().splitlines()
+    assert {command.split()[1] for command in commands} >= set(VERBS) - {"demo"}
+    for command in commands:
+        outcome = cli(*shlex.split(command)[1:])
+        assert outcome.code == 0, (command, outcome.err)
 
 
 def test_every_verb_is_in_the_readme():

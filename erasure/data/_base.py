@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -40,6 +41,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of images, labels and class names."""
+        digest = hashlib.sha256(f"{self.images.shape} {self.class_names}".encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
 
     def check(self) -> None:
         """Refuse an empty set, labels out of range, or a class without images."""

@@ -15,6 +15,7 @@ __all__ = [
     "Model",
     "load_family",
     "load_model",
+    "located",
     "resolve",
     "shipped_folder",
     "shipped_names",
@@ -54,6 +55,12 @@ def resolve(given: str | Path) -> str:
     if text.count("/") == 1 and not text.startswith((".", "/", "~", "checkpoints/")):
         return text
     raise ModelError(f"--model {text} does not exist{suggestion(text, shipped_names())}")
+
+
+def located(given: str | Path) -> str:
+    """What `given` means, in words that hold from any folder: an absolute path, or a hub id."""
+    source = resolve(given)
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
 def load_model(given: str | Path) -> Model:

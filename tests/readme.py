@@ -1,0 +1,75 @@
+"""Rewrite the README's tables from what was measured and from the plug-ins themselves: `make readme`.
+
+Numbers come from benchmarks/demo.json, demo-full.json and results.json, which the commands named there wrote. A test
+keeps README and sources equal, so no number is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from erasure import registry
+from erasure.report import as_text, table
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def _read(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / name).read_text(encoding="utf-8"))
+
+
+def demo() -> str:
+    """What `erasure demo` prints."""
+    return f"```text\n{as_text(table(_read('demo.json')['rows']))}\n```"
+
+
+def full() -> str:
+    """What `erasure demo --full` prints."""
+    return f"```text\n{as_text(table(_read('demo-full.json')['rows']))}\n```"
+
+
+def speed() -> str:
+    """The ratios of `make bench`."""
+    results = _read("results.json")
+    found = {
+        key: value for part in results.values() if isinstance(part, dict) for key, value in part.items() if " / " in key
+    }
+    rows = ["| ratio | measured | goal |", "|---|--:|--:|"]
+    for key, value in found.items():
+        name, _, goal = key.partition(" (goal: at most ")
+        rows.append(f"| {name} | {value:.2g} | {goal.rstrip(')') or '-'} |")
+    return "\n".join(rows)
+
+
+def plugins() -> str:
+    """One row a plug-in, from the first line of its docstring."""
+    rows = ["| kind | name | what it is |", "|---|---|---|"]
+    for folder, kind in {"methods": "method", "metrics": "metric", "models": "model", "data": "data"}.items():
+        for name in registry.names(folder):
+            text = registry.summary(folder, name).removeprefix(f"{name}: ").rstrip(".")
+            rows.append(f"| {kind} | `{name}` | {text} |")
+    return "\n".join(rows)
+
+
+PARTS: dict[str, Callable[[], str]] = {"demo": demo, "full": full, "speed": speed, "plug-ins": plugins}
+
+
+def rewritten(text: str) -> str:
+    """The README with every generated part made anew."""
+    for name, make in PARTS.items():
+        begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise SystemExit(f"README.md must hold the part {name!r} once")
+        before, after = pattern.split(text)
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
