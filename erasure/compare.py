@@ -9,7 +9,7 @@ from typing import Any
 from erasure import plots
 from erasure.errors import RunError
 from erasure.report import COLUMNS, rendered, table, titled
-from erasure.run import read_json, write_text
+from erasure.run import read_record, write_text
 
 
 def compare(runs: Sequence[str], html: str | Path | None = None) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def compare(runs: Sequence[str], html: str | Path | None = None) -> dict[str, An
     rows: list[dict[str, Any]] = []
     originals: dict[str, dict[str, Any]] = {}
     for run in runs:
-        document = read_json(Path(run) / "run.json")
+        document = read_record(Path(run) / "run.json")
         if document.get("verb") != "erase" or document.get("status") != "done":
             raise RunError(f"{run} is not a finished erasure: finish it with its own command first")
         result, settings = document["result"], document["settings"]

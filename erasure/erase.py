@@ -18,7 +18,7 @@ from erasure.methods._base import Job, Method
 from erasure.models import DiffusionModel, Model, load_model, located
 from erasure.processes import agreed, device
 from erasure.report import write_report
-from erasure.run import Run, is_main, read_json
+from erasure.run import Run, is_main, read_record
 from erasure.saliency import SaliencySettings, build_mask
 from erasure.seeds import derive
 from erasure.task import Task
@@ -67,6 +67,8 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
     report.html. The same request on the same folder continues a killed run, with the same bits, or returns its result.
     """
     request.judging.check()
+    if request.probe_every < 0:
+        raise OptionError(f"--probe-every {request.probe_every} must be at least 0")
     model = load_model(request.model).to(device())
     dataset = data_of(model, request.data, request.data_dir, request.image_size)
     task = Task.of_classes(request.forget, dataset.class_names)
@@ -81,8 +83,8 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
 
 def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
     """Repeat the erasure of a run.json in another folder; raises OptionError when the model has changed."""
-    document = read_json(Path(config))
-    if document.get("verb") != "erase" or "settings" not in document:
+    document = read_record(Path(config))
+    if document["verb"] != "erase":
         raise OptionError(f"--config {config} is not the run.json of an erasure")
     settings = document["settings"]
     model = load_model(settings["model"]).to(device())

@@ -17,7 +17,7 @@ from erasure.inception import inception_file
 from erasure.models import Model, load_family, load_model, resolve, shipped_names
 from erasure.models.classifier import Classifier
 from erasure.processes import device
-from erasure.run import cache_folder, fingerprint, read_json
+from erasure.run import cache_folder, fingerprint, read_record
 from erasure.samples import DRAWING, SampleSettings
 from erasure.task import Task
 
@@ -156,7 +156,7 @@ def evaluate(
 
 def _erase_run(given: str) -> dict[str, Any] | None:
     path = Path(given) / "run.json"
-    document = read_json(path) if path.is_file() else None
+    document = read_record(path) if path.is_file() else None
     return document if document and document["verb"] == "erase" else None
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from erasure.errors import ModelError, OptionError, OutputError, RunError, suggestion
 from erasure.models import Model, load_model
-from erasure.run import atomic_folder, read_json, write_json
+from erasure.run import atomic_folder, read_json, read_record, write_json
 from erasure.weights import hash_tensors, read_tensors, write_tensors
 
 FORMATS = ("diffusers", "safetensors", "delta")
@@ -34,7 +34,7 @@ def export(run: str | Path, form: str, out: str | Path) -> dict[str, Any]:
     if form not in FORMATS:
         raise OptionError(f"unknown --format {form!r}{suggestion(form, FORMATS)}")
     folder, target = Path(run), Path(out)
-    document = read_json(folder / "run.json")
+    document = read_record(folder / "run.json")
     if document.get("verb") != "erase" or "trained" not in document:
         raise RunError(f"{folder} is not a finished erasure: run `erasure erase --out {folder} ...` first")
     model = load_model(folder)

@@ -83,14 +83,25 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises RunError when it is missing or is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file; raises RunError when it is missing or something else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RunError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is not a JSON object")
+    return value
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run.json; raises RunError when it is missing or is not the record of a run."""
+    document = read_json(path)
+    if not {"verb", "status", "settings"} <= set(document) or not isinstance(document["settings"], dict):
+        raise RunError(f"{path} is not the record of a run")
+    return document
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -163,9 +174,7 @@ class Run:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         path = self.folder / "run.json"
         if path.exists():
-            document = read_json(path)
-            if not isinstance(document, dict) or "status" not in document:
-                raise RunError(f"{path} is not the record of a run: give another --out")
+            document = read_record(path)
             self._check_same(document, verb)
             return document
         if must_exist:

@@ -168,6 +168,7 @@ def test_an_erased_model_can_be_erased_again(erase, tmp_path):
         (("--method", "retrain", "--mask", "saliency"), "keeps no original weight"),
         (("--method", "retrain", "--alpha", "1"), "has no option --alpha"),
         (("--num-images", "0"), "must be at least 1"),
+        (("--probe-every", "-1"), "--probe-every -1"),
         (("--relabel", "3"), "itself to be forgotten"),
         (("--relabel", "elephant"), "unknown class 'elephant'"),
         (("--data", "digitz"), "did you mean 'digits'"),

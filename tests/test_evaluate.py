@@ -52,3 +52,16 @@ def test_comparing_runs(run, cli, refused, ddpm_folder, tmp_path):
     assert "finetune (ft)" in page and page.count("<svg") >= 4
     assert "finetune (ft)" in cli("compare", run, tmp_path / "ft").out
     assert "does not exist" in refused("compare", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "{", '{"verb": "erase"}', '{"verb": "erase", "status": "done", "settings": 3}']
+)
+def test_a_run_json_that_is_none_is_refused_by_every_verb(refused, ddpm_folder, tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    refused("evaluate", tmp_path)
+    refused("compare", tmp_path)
+    refused("export", tmp_path, "--format", "delta", "--out", tmp_path / "d")
+    refused("erase", "--config", tmp_path / "run.json", "--out", tmp_path / "r")
+    refused("erase", "--model", ddpm_folder, "--forget", 3, "--out", tmp_path)
+    assert (tmp_path / "run.json").read_text() == content

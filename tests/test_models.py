@@ -252,6 +252,19 @@ def test_weights_that_are_not_finite_or_do_not_fit_are_refused(damaged, ddpm):
         load_model(folder)
 
 
+def test_cards_with_the_wrong_types_are_refused(ddpm, tmp_path):
+    for name, content, message in [
+        ("erasure.json", "[]", "is not a JSON object"),
+        ("erasure.json", '{"class_names": 5}', "must be a list of names"),
+        ("erasure.json", '{"class_names": ["a", "b"]}', "names 2 classes, the network knows 11"),
+        ("erase.json", '{"salun": 3}', "expected options by method"),
+    ]:
+        ddpm.save(tmp_path / "m")
+        (tmp_path / "m" / name).write_text(content)
+        with pytest.raises(ModelError, match=message):
+            load_model(tmp_path / "m")
+
+
 def test_a_run_means_its_cleaned_model(ddpm, tmp_path):
     ddpm.save(tmp_path / "run" / "model")
     shutil.copy(tmp_path / "run" / "model" / "erasure.json", tmp_path / "run" / "run.json")

@@ -37,7 +37,9 @@ def test_an_unconditional_model_draws_without_classes(tmp_path):
         check_classes(model, [1])
 
 
-@pytest.mark.parametrize("bad", [{"num_images": 0}, {"num_inference_steps": 0}, {"sample_batch_size": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"num_images": 0}, {"num_inference_steps": 0}, {"num_inference_steps": 5000}, {"sample_batch_size": 0}]
+)
 def test_settings_outside_their_range_are_refused(ddpm, tmp_path, bad):
     with pytest.raises(OptionError):
         draw(ddpm, [0], SampleSettings(**bad), 0, tmp_path)

@@ -74,6 +74,13 @@ class Model(ABC):
         info = read_object(folder / "erasure.json") if (folder / "erasure.json").is_file() else {}
         if (folder / "erase.json").is_file():
             info["erase"] = read_object(folder / "erase.json")
+        names = info.get("class_names", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ModelError(f"{folder / 'erasure.json'}: class_names must be a list of names")
+        if not all(isinstance(options, dict) for options in info.get("erase", {}).values()):
+            raise ModelError(
+                f"{folder / 'erase.json'}: expected options by method, such as {{'salun': {{'steps': 100}}}}"
+            )
         return info
 
     @abstractmethod

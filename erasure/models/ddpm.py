@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erasure.data import Batch
-from erasure.errors import ModelError, NotApplicableError
+from erasure.errors import ModelError, NotApplicableError, OptionError
 from erasure.models._base import DiffusionModel, Examples, drawn_timesteps, fill, read_object
 from erasure.run import atomic_folder, write_json
 
@@ -56,7 +56,12 @@ class DDPM(DiffusionModel):
             raise ModelError(f"{folder} has no diffusion_pytorch_model.safetensors: {hint}")
         network: Any = UNet2DModel.from_config(read_object(unet / "config.json"))
         fill(network, weights)
-        return cls(network.eval(), _scheduler(root), cls.info_of(root), folder)
+        model = cls(network.eval(), _scheduler(root), cls.info_of(root), folder)
+        if model.conditional and model.class_names and len(model.class_names) != model.num_classes:
+            raise ModelError(
+                f"{folder}: erasure.json names {len(model.class_names)} classes, the network knows {model.num_classes}"
+            )
+        return model
 
     @classmethod
     def new(cls, config: dict[str, Any], info: dict[str, Any], seed: int, num_train_timesteps: int = 1000) -> Self:
@@ -192,6 +197,10 @@ class DDPM(DiffusionModel):
 
         chosen = {**SAMPLING, **self.info.get("sampling", {}), **settings}
         scheduler = DDIMScheduler.from_config(self.noise_scheduler.config)
+        if not 1 <= chosen["num_inference_steps"] <= self.num_train_timesteps:
+            raise OptionError(
+                f"--num-inference-steps {chosen['num_inference_steps']} is outside 1 to {self.num_train_timesteps}"
+            )
         scheduler.set_timesteps(chosen["num_inference_steps"])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
