@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ class Relabelling(GradientMethod):
     """L = mean |f(x_f) - f_0(x_f under another label)|^2 + alpha * L(D_r); for classifiers the other label itself."""
 
     needs_original: ClassVar[bool] = True
+    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
+        "classifier": {
+            "optimizer": "sgd",
+            "learning_rate": 0.013,
+            "weight_decay": 5e-4,
+            "epochs": 10.0,
+            "batch_size": 256,
+            "clip_norm": 0.0,
+        }
+    }
 
     alpha: Annotated[float, "weight of the retain loss; both losses are means"] = 1.0
     relabel: Annotated[str, "the other label: random (a new retained class each time), next, or a class"] = "random"

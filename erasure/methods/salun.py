@@ -32,13 +32,3 @@ class SalUn(Relabelling):
             "saliency": {"score": "sum_abs", "clip_saliency": 1.0, "guidance_scale": 3.0},
         }
     }
-    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        "classifier": {
-            "optimizer": "sgd",
-            "learning_rate": 0.013,
-            "weight_decay": 5e-4,
-            "epochs": 10.0,
-            "batch_size": 256,
-            "clip_norm": 0.0,
-        }
-    }
