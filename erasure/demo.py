@@ -108,7 +108,8 @@ def _full(root: Path, seeds: Sequence[int]) -> dict[str, Any]:
     ]
     figures.append(titled(f"UA along the steps (seed {seeds[0]}, few samples)", plots.curve(curves, "step", "UA %")))
     notes = [
-        f"{row['name']}: UA first reached {FORGOTTEN:.0f} % at step {row['steps_to_forget']}"
+        f"{row['name']}: UA of {FORGOTTEN:.0f} % first seen after "
+        + ", ".join("(not reached)" if step is None else f"{step} steps" for step in row["steps_to_forget"])
         for row in rows
         if row.get("steps_to_forget")
     ]
