@@ -25,14 +25,13 @@ import torch
 
 from erasure import registry
 from erasure.data import Batches, Dataset, load_dataset
-from erasure.evaluate import Judging, evaluate
+from erasure.evaluate import evaluate
 from erasure.mask import Mask
 from erasure.methods._base import Job
 from erasure.models import load_model
 from erasure.processes import device
 from erasure.recipe import ClassifierRecipe, DDPMRecipe, fit, new_model
 from erasure.run import read_json, write_json
-from erasure.samples import SampleSettings
 from erasure.task import Task
 from erasure.train import train
 
@@ -134,11 +133,12 @@ def _plan(minutes: float, ddpm: DDPMRecipe, classifier: ClassifierRecipe, datase
 
 def _judged(root: Path, data_dir: str, images: int) -> dict[str, Any]:
     """Classifier accuracy and Fréchet distance of the model's samples."""
-    judging = Judging(
-        ("ra", "fd_classifier"),
-        str(root / "classifier"),
-        samples=SampleSettings(num_images=images, sample_batch_size=1000),
-    )
+    judging = {
+        "metrics": ("ra", "fd_classifier"),
+        "classifier": str(root / "classifier"),
+        "num_images": images,
+        "sample_batch_size": 1000,
+    }
     return evaluate(str(root / "ddpm"), judging=judging, data="cifar10", data_dir=data_dir)["metrics"]
 
 

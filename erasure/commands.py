@@ -13,7 +13,7 @@ from typing import Any
 from erasure import registry
 from erasure.errors import OptionError
 from erasure.options import add_flags, build, given_flags
-from erasure.parser import Parser, data_flags, judging_flags, judging_of, parser_of
+from erasure.parser import Parser, data_flags, judging_flags, judging_given, parser_of
 
 Answer = tuple[Any, bool, Callable[[Any], str]]  # the result, whether as JSON, and how to show it otherwise
 
@@ -117,6 +117,8 @@ def erase(argv: Sequence[str]) -> Answer:
     parser.add_argument("--out", required=True, help="the run folder")
     if early.config:
         values = parser.read(argv)
+        if any(part.split("=")[0] == "--method" for part in argv):
+            raise OptionError("--config repeats the method of its run: leave --method out")
         return import_module("erasure.erase").repeat(values.config, values.out), values.json, _shown_run
     kind = _erase_flags(parser, early.method)
     values = parser.read(argv)
@@ -132,7 +134,7 @@ def erase(argv: Sequence[str]) -> Answer:
         seed=values.seed,
         options=given_flags(kind, vars(values)),
         saliency=given_flags(import_module("erasure.saliency").SaliencySettings, _without_prefix(values)),
-        judging=judging_of(values),
+        judging=import_module("erasure.evaluate").Judging().replaced(judging_given(values)),
         evaluate=values.evaluate,
         probe_every=values.probe_every,
     )
@@ -203,15 +205,13 @@ def evaluate(argv: Sequence[str]) -> Answer:
     data_flags(parser)
     judging_flags(parser)
     values = parser.read(argv)
-    module = import_module("erasure.evaluate")
-    judging = judging_of(values)
-    untouched = judging == module.Judging()
-    result = module.evaluate(
+    result = import_module("erasure.evaluate").evaluate(
         values.run,
-        judging=None if untouched else judging,
+        judging=judging_given(values),
         forget=values.forget,
         data=values.data,
         data_dir=values.data_dir,
+        image_size=values.image_size,
     )
     return result, values.json, _shown_run
 

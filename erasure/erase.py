@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from erasure import options, registry
-from erasure.data import Dataset
-from erasure.errors import DivergedError, NotApplicableError, OptionError, suggestion
+from erasure.data import Dataset, placed
+from erasure.errors import DivergedError, MaskError, NotApplicableError, OptionError, suggestion
 from erasure.evaluate import Judging, data_of, evidence_for, held_classifier, measured
 from erasure.evidence import probe
 from erasure.mask import Mask
@@ -71,7 +73,7 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
         raise OptionError(f"--probe-every {request.probe_every} must be at least 0")
     model = load_model(request.model).to(device())
     dataset = data_of(model, request.data, request.data_dir, request.image_size)
-    task = Task.of_classes(request.forget, dataset.class_names)
+    task = Task.of_classes(request.forget, dataset.class_names, model.erased_classes)
     method, scoring = _resolved(request, model)
     method.check(task)
     if request.evaluate and isinstance(model, DiffusionModel):
@@ -93,7 +95,12 @@ def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
     dataset = data_of(model, settings["data"], settings["data_dir"], settings["image_size"])
     if dataset.hash != settings["data_hash"]:
         raise OptionError(f"{dataset.name} no longer holds the images of {config}: they have changed")
-    task = Task.of_classes(settings["forget"], dataset.class_names)
+    if (
+        settings["mask"] not in MASKS
+        and hash_tensors(_file_mask(settings["mask"], model).tensors) != settings["mask_hash"]
+    ):
+        raise OptionError(f"{settings['mask']} is no longer the mask of {config}: it has changed")
+    task = Task.of_classes(settings["forget"], dataset.class_names, model.erased_classes)
     method = options.build(registry.load("methods", settings["method"]), settings["method"], settings["options"])
     scoring = options.build(SaliencySettings, "saliency", settings["saliency"])
     judging = Judging.from_json(settings["judging"])
@@ -113,9 +120,15 @@ def _resolved(request: Request, model: Model) -> tuple[Method, SaliencySettings]
         preset = dict(kind.presets[request.preset])
     scores = [card.pop("saliency", {}), preset.pop("saliency", {}), request.saliency]
     layers = [kind.defaults_of.get(model.family, {}), card, preset, request.options]
+    # Steps that are asked for replace epochs that are only a default.
+    layers = [{"epochs": 0.0, **layer} if "steps" in layer and _has_epochs(kind) else layer for layer in layers]
     scoring = options.build(SaliencySettings, "the saliency", *scores)
     scoring.check()
     return options.build(kind, f"method {request.method}", *layers), scoring
+
+
+def _has_epochs(kind: Any) -> bool:
+    return any(field.name == "epochs" for field in fields(kind))
 
 
 def _settings(
@@ -130,7 +143,7 @@ def _settings(
         "model": located(request.model),
         "model_hash": model.hash,
         "forget": request.forget,
-        "data": request.data,
+        "data": placed(request.data),
         "data_dir": str(Path(request.data_dir).resolve()) if request.data_dir else None,
         "image_size": request.image_size,
         "data_hash": dataset.hash,
@@ -151,6 +164,12 @@ def _file_mask(path: str, model: Model) -> Mask:
         raise OptionError(f"unknown --mask {path!r}{suggestion(path, MASKS)}: expected a file, or {', '.join(MASKS)}")
     mask = Mask.load(path)
     mask.check(model.network)
+    made_for = mask.provenance.get("model_hash")
+    if made_for not in (None, model.hash):
+        raise MaskError(
+            f"--mask {path} was made for other weights (model hash {made_for[:12]}, this one has {model.hash[:12]}): "
+            "make one with `erasure mask --model <this model>`"
+        )
     return mask
 
 
@@ -190,9 +209,12 @@ def _train(run: Run, plan: _Plan) -> None:
     """Mask and method; leaves model/ and what is known of it as `trained` in run.json."""
     settings, model = run.settings, plan.model
     forget, retain = plan.dataset.of_classes(plan.task.forget), plan.dataset.of_classes(plan.task.retain)
-    run.update(device=str(model.device))
+    run.update(device=str(model.device), threads=torch.get_num_threads())
     mask = _mask(run, plan, forget)
     on_step = _probing(settings["probe_every"], plan)
+    for name in ("weights_dtype", "erase"):  # rounding would move held weights; the options were for the original
+        model.info.pop(name, None)
+    model.info["erased_classes"] = sorted({*model.erased_classes, *plan.task.forget})
     job = Job(plan.task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
     try:
         outcome = plan.method.erase(model, job)
@@ -202,8 +224,6 @@ def _train(run: Run, plan: _Plan) -> None:
         run.update(status="diverged", error=str(error))
         kept = f"{run.folder / 'model'} holds them" if error.step else "the original is unchanged and nothing was saved"
         raise DivergedError(f"{error} ({kept})", error.step) from error
-    for name in ("weights_dtype", "erase"):  # rounding would move held weights; the options were for the original
-        model.info.pop(name, None)
     model.info["erased"] = {key: settings[key] for key in ("model_hash", "forget", "method", "mask", "seed")}
     if is_main():
         model.save(run.folder / "model")

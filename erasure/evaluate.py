@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,12 @@ class Judging:
         """Plain values for run.json."""
         return {**asdict(self), "metrics": list(self.metrics)}
 
+    def replaced(self, given: Mapping[str, Any]) -> Judging:
+        """A copy with the given fields, those of its SampleSettings too."""
+        sampling = {field.name for field in fields(SampleSettings)}
+        samples = replace(self.samples, **{key: value for key, value in given.items() if key in sampling})
+        return replace(self, samples=samples, **{key: value for key, value in given.items() if key not in sampling})
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Judging:
         """The inverse of `as_json`."""
@@ -65,6 +71,7 @@ def data_of(model: Model, data: str | None, data_dir: str | None, image_size: in
     dataset = load_dataset(spec, "train", directory, size)
     if same and recorded.get("limit"):
         dataset = dataset.first(recorded["limit"])
+        dataset.check()
     if model.class_names and model.class_names != dataset.class_names:
         raise DataError(
             f"{model.source} knows {len(model.class_names)} classes ({model.class_names[0]}, ...), {dataset.name} has "
@@ -130,27 +137,32 @@ def measured(evidence: Evidence, metrics: Sequence[str]) -> dict[str, Any]:
                 raise NotApplicableError(f"--metrics {name} cannot be measured: {error}") from error
             skipped[name] = str(error)
     headline = {name: scores[name]["value"] if name in scores else None for name in ("ua", "ra")}
-    return {**headline, "metrics": scores, "not_measured": skipped}
+    judge = evidence.held.hash if evidence.held is not None else None
+    return {**headline, "metrics": scores, "not_measured": skipped, "judge_hash": judge}
 
 
 def evaluate(
     given: str,
     *,
-    judging: Judging | None = None,
+    judging: Mapping[str, Any] | None = None,
     forget: str | None = None,
     data: str | None = None,
     data_dir: str | None = None,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """Measure a run (against the original it was made from) or a model (by itself).
 
-    A run brings its own task, data and judging; `judging` replaces the latter. A bare model needs `forget` for UA.
+    A run brings its own task, data and judging; entries of `judging` (fields of Judging and of SampleSettings) replace
+    its own. A bare model needs `forget` for UA.
     """
     began = time.perf_counter()
     document = _erase_run(given)
     if document is None:
-        result = _evaluate_model(given, judging or Judging(), forget, data, data_dir)
+        result = _evaluate_model(given, Judging().replaced(judging or {}), forget, data, data_dir, image_size)
+    elif forget or data or data_dir or image_size:
+        raise OptionError(f"{given} is a run, which brings its own --forget, --data, --data-dir and --image-size")
     else:
-        result = _evaluate_run(Path(given), document, judging)
+        result = _evaluate_run(Path(given), document, judging or {})
     return {**result, "evaluation_seconds": time.perf_counter() - began}
 
 
@@ -160,18 +172,18 @@ def _erase_run(given: str) -> dict[str, Any] | None:
     return document if document and document["verb"] == "erase" else None
 
 
-def _evaluate_run(folder: Path, document: dict[str, Any], judging: Judging | None) -> dict[str, Any]:
+def _evaluate_run(folder: Path, document: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     settings = document["settings"]
-    judging = judging or Judging.from_json(settings["judging"])
+    judging = Judging.from_json(settings["judging"]).replaced(overrides)
     judging.check()
-    model = load_model(folder)
-    original = load_model(settings["model"])
+    model = load_model(folder).to(device())
+    original = load_model(settings["model"]).to(device())
     if original.hash != settings["model_hash"]:
         raise OptionError(
             f"{settings['model']} is no longer the model that {folder} was made from: its weights have changed"
         )
     dataset = data_of(original, settings["data"], settings["data_dir"], settings["image_size"])
-    task = Task.of_classes(settings["forget"], dataset.class_names)
+    task = Task.of_classes(settings["forget"], dataset.class_names, original.erased_classes)
     before = evidence_for(original, task, dataset, judging, None)
     with tempfile.TemporaryDirectory() as scratch:
         # Samples made under the run's own settings are kept in it; others are drawn aside.
@@ -192,12 +204,13 @@ def _evaluate_run(folder: Path, document: dict[str, Any], judging: Judging | Non
 
 
 def _evaluate_model(
-    given: str, judging: Judging, forget: str | None, data: str | None, data_dir: str | None
+    given: str, judging: Judging, forget: str | None, data: str | None, data_dir: str | None, image_size: int | None
 ) -> dict[str, Any]:
     judging.check()
-    model = load_model(given)
-    dataset = data_of(model, data, data_dir)
-    task = Task.of_classes(forget, dataset.class_names) if forget else Task(dataset.class_names, ())
+    model = load_model(given).to(device())
+    dataset = data_of(model, data, data_dir, image_size)
+    gone = model.erased_classes
+    task = Task.of_classes(forget, dataset.class_names, gone) if forget else Task(dataset.class_names, (), gone)
     result = measured(evidence_for(model, task, dataset, judging, None), judging.metrics)
     row = {"seconds": 0.0, **result}
     return {"model": resolve(given), "forget": task.concept, **row, "original": row}

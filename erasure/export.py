@@ -64,7 +64,7 @@ def provenance_of(document: Mapping[str, Any]) -> dict[str, Any]:
         "forget": settings["forget"],
         "method": settings["method"],
         "options": settings["options"],
-        "mask": settings["mask"],
+        "mask": Path(settings["mask"]).name,
         "mask_density": document.get("mask_density"),
         "saliency": settings["saliency"],
         "seed": settings["seed"],
@@ -148,7 +148,7 @@ def apply_delta(delta: str | Path, model: str, out: str | Path) -> dict[str, Any
     Raises ModelError when `model` is another one, or when the result is not, bit for bit, the cleaned model.
     """
     tensors, header = read_tensors(Path(delta))
-    if header.get("format") != DELTA:
+    if header.get("format") != DELTA or not {"base_hash", "hash", "erasure"} <= set(header):
         raise ModelError(f"--apply {delta} is not a delta: make one with `erasure export RUN --format delta`")
     base, target = load_model(model), Path(out)
     if base.hash != header["base_hash"]:
@@ -162,7 +162,8 @@ def apply_delta(delta: str | Path, model: str, out: str | Path) -> dict[str, Any
     if hash_tensors(cleaned) != header["hash"]:
         raise ModelError(f"{delta} is damaged: applied to {model} it does not give the cleaned model")
     base.network.load_state_dict(cleaned)
-    base.info.pop("weights_dtype", None)
+    for name in ("weights_dtype", "erase"):
+        base.info.pop(name, None)
     if target.suffix == ".safetensors":
         write_tensors(target, cleaned, {"format": "pt", "erasure": json.dumps(provenance)})
         write_json(target.with_suffix(".safetensors.json"), provenance)
@@ -189,12 +190,20 @@ def _check_free(target: Path, own_hash: str) -> None:
         found = read_json(card).get("hash") if card.is_file() else None
         free = found == own_hash or not any(target.iterdir())
     elif target.exists():
-        sidecar = target.with_suffix(target.suffix + ".json")
-        free = sidecar.is_file() and read_json(sidecar).get("hash") == own_hash
+        free = _hash_inside(target) == own_hash
     else:
         free = True
     if not free:
         raise OutputError(f"--out {target} exists and is something else: give another --out or remove it")
+
+
+def _hash_inside(target: Path) -> str | None:
+    """The cleaned model's hash in the provenance of an earlier export, None for any other file."""
+    try:
+        found = json.loads(read_tensors(target)[1].get("erasure", "{}"))
+    except (ModelError, ValueError):
+        return None
+    return found.get("hash") if isinstance(found, dict) else None
 
 
 def _size(target: Path) -> int:

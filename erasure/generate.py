@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erasure.errors import NotApplicableError
+from erasure.errors import NotApplicableError, OptionError
 from erasure.images import grid, write_png
 from erasure.models import DiffusionModel, load_model, located
 from erasure.processes import agreed, device
@@ -57,6 +57,9 @@ def generate(
 
 def _labels(model: DiffusionModel, classes: str | None) -> list[int]:
     known = model.class_names or tuple(str(i) for i in range(model.num_classes))
-    chosen = [class_index(part, known) for part in classes.split(",") if part.strip()] if classes else []
+    chosen = [class_index(part, known) for part in (classes or "").split(",") if part.strip()]
+    if classes is not None and not chosen:
+        raise OptionError("--classes names no class: leave it out to draw them all")
+    chosen = list(dict.fromkeys(chosen))
     check_classes(model, chosen)
     return chosen or (list(range(len(known))) if model.conditional else [])

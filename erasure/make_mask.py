@@ -14,7 +14,7 @@ from erasure.evaluate import data_of
 from erasure.mask import Mask
 from erasure.models import load_model
 from erasure.processes import device
-from erasure.run import fingerprint, held, writing
+from erasure.run import fingerprint, held, is_main, writing
 from erasure.saliency import SaliencySettings, build_mask
 from erasure.task import Task
 
@@ -58,8 +58,9 @@ def make_mask(
             made = build_mask(kind, loaded, forgotten, settings, seed, partial, key, task.concept, checkpoint_every)
             extra = {"fingerprint": key, "kind": kind, "seconds": time.perf_counter() - began}
             mask = Mask(made.tensors, {**made.provenance, **extra})
-            mask.save(path)
-            partial.unlink(missing_ok=True)
+            if is_main():
+                mask.save(path)
+                partial.unlink(missing_ok=True)
     return {
         "mask": str(path),
         "density": mask.density,
@@ -74,6 +75,9 @@ def make_mask(
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold the file that is to be written."""
+    if not is_main():
+        yield
+        return
     beside = path.with_name(f".{path.name}.lock")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,5 +85,5 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
         beside.unlink(missing_ok=True)
+        lock.release()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,10 +57,15 @@ class LoopSettings:
         """Raise OptionError for a value outside its range."""
         if self.steps < 0 or self.accumulate < 1 or self.checkpoint_every < 1:
             raise OptionError("--steps must be at least 0, --accumulate and --checkpoint-every at least 1")
-        if batch_size < 1 or batch_size % self.accumulate:
+        parts = self.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+        if batch_size < 1 or batch_size % parts:
             raise OptionError(
-                f"--batch-size {batch_size} must be a positive multiple of --accumulate {self.accumulate}"
+                f"--batch-size {batch_size} must be a positive multiple of {parts} (--accumulate times processes)"
             )
+        if not (0 < self.learning_rate < math.inf and min(self.weight_decay, self.clip_norm) >= 0):
+            raise OptionError("--learning-rate must be above 0, --weight-decay and --clip-norm at least 0")
+        if not (0 <= self.momentum < 1 and 0 <= self.ema_decay < 1):
+            raise OptionError("--momentum and --ema-decay must lie in [0, 1)")
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant or half a cosine down to zero."""
@@ -82,8 +88,7 @@ class Step:
     parts: int = 1
 
 
-Losses = Mapping[str, Tensor]
-Loss = Callable[[Step], Losses]
+Loss = Callable[[Step], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class _Loop:
         folder: Path | None,
         fingerprint: str,
     ) -> None:
-        settings.check(settings.accumulate)
+        settings.check(settings.accumulate * int(os.environ.get("WORLD_SIZE", "1")))
         if mask is not None:
             mask.check(network)
         self.network, self.settings, self.seed = network, settings, seed
@@ -187,11 +192,11 @@ class _Loop:
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()} if due else {}
         losses = self._gradients(index, loss)
         if settings.clip_before_mask:
-            norm = _clip(_gradients(self.network.parameters()), settings.clip_norm)
+            norm = _clip(self.network.parameters(), settings.clip_norm)
             self.free.collect()
         else:
             self.free.collect()
-            norm = _clip(_gradients(self.free.parameters), settings.clip_norm)
+            norm = _clip(self.free.parameters, settings.clip_norm)
         values = {name: value.item() for name, value in losses.items()}
         if not (abs(values["loss"]) <= settings.loss_limit and math.isfinite(norm)):
             self._stop_diverged(index, values["loss"])
@@ -228,8 +233,8 @@ class _Loop:
         return sums
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.settings.precision == "bf16"
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=enabled)
+        enabled = self.settings.precision == "bf16"  # no cache: a pass without graph would fill it for the one with
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def record(self, record: dict[str, Any]) -> None:
         """Keep and write the step's record."""
@@ -264,12 +269,9 @@ class _Loop:
         return step
 
 
-def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def _clip(gradients: list[Tensor], max_norm: float) -> float:
-    """Scale the gradients so that their joint norm is at most `max_norm` (0: do not); returns the norm before."""
+def _clip(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale all gradients so that their joint norm is at most `max_norm` (0: do not); returns the norm before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return 0.0
     norm = nn.utils.get_total_norm(gradients)

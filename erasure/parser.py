@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from erasure.errors import OptionError, suggestion
-from erasure.options import add_flags, build, given_flags
+from erasure.options import add_flags, given_flags
 
 VERBS = {
     "demo": "erase a digit from the model that ships, measure it and show it",
@@ -72,15 +72,16 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--metrics", help="names joined by commas (default: all that apply without further files)")
     group.add_argument("--classifier", help="model that judges samples (default: the one that ships for the data)")
     group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
-    group.add_argument("--sample-seed", type=int, default=0, help="seed of the samples (default 0)")
+    group.add_argument("--sample-seed", type=int, help="seed of the samples (default 0)")
     add_flags(group, SampleSettings)
 
 
-def judging_of(values: argparse.Namespace) -> Any:
-    """The Judging that the flags of `judging_flags` ask for."""
-    from erasure.evaluate import Judging
+def judging_given(values: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `judging_flags` ask for: fields of Judging and SampleSettings, only those given."""
     from erasure.samples import SampleSettings
 
-    settings = build(SampleSettings, "sampling", given_flags(SampleSettings, vars(values)))
-    metrics = tuple(part.strip() for part in (values.metrics or "").split(",") if part.strip())
-    return Judging(metrics, values.classifier, values.inception, settings, values.sample_seed)
+    named = {key: getattr(values, key) for key in ("classifier", "inception", "sample_seed")}
+    given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    if values.metrics:
+        given["metrics"] = tuple(part.strip() for part in values.metrics.split(",") if part.strip())
+    return {**given, **given_flags(SampleSettings, vars(values))}

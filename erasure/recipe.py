@@ -32,7 +32,7 @@ class Recipe:
     batch_size: Annotated[int, "images a step"]
     learning_rate: Annotated[float, "peak step size"]
     optimizer: Annotated[Optimizer, "optimiser"] = "adamw"
-    weight_decay: Annotated[float, "decoupled weight decay"] = 0.01
+    weight_decay: Annotated[float, "weight decay"] = 0.01
     momentum: Annotated[float, "momentum of sgd"] = 0.9
     clip_norm: Annotated[float, "largest norm of the gradient, 0 for none"] = 1.0
     schedule: Annotated[Schedule, "how the step size goes on after the warm-up"] = "cosine"
@@ -51,6 +51,8 @@ class Recipe:
         height, width = dataset.images.shape[1:3]
         if height != width:
             raise OptionError(f"images are {width} x {height}: give --image-size to make them square")
+        if self.steps < 1:
+            raise OptionError(f"--steps {self.steps} must be at least 1")
         self.loop().check(self.batch_size)
 
     def loop(self) -> LoopSettings:
@@ -86,6 +88,8 @@ class DDPMRecipe(Recipe):
             raise OptionError(
                 f"--channels {self.channels}: images of {size} pixels cannot be halved {len(widths) - 1} times"
             )
+        if not 0 <= self.dropout < 1:
+            raise OptionError(f"--dropout {self.dropout} is outside [0, 1)")
         if not 0 <= self.condition_drop < 1:
             raise OptionError(f"--condition-drop {self.condition_drop} is outside [0, 1)")
 

@@ -65,9 +65,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             for entry in [temporary, *temporary.rglob("*")]:
                 entry.chmod(0o755 if entry.is_dir() else 0o644)
+            aside = temporary.with_suffix(".old.tmp")
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, aside)
             os.replace(temporary, path)
+            shutil.rmtree(aside, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -170,12 +172,13 @@ class Run:
             raise
 
     def _claim(self, verb: str, must_exist: bool) -> dict[str, Any]:
-        for stale in self.folder.rglob(".*.tmp"):  # what a killed run was writing
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         path = self.folder / "run.json"
         if path.exists():
             document = read_record(path)
             self._check_same(document, verb)
+            with writing(self.folder):
+                for stale in self.folder.rglob(".*.tmp"):  # what this very run was writing when it was killed
+                    shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             return document
         if must_exist:
             raise RunError(f"{self.folder} holds no run to resume: drop --resume to begin one")
@@ -275,8 +278,9 @@ class Log:
             self._handle.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._handle.close()
+        """Close the file; every record was flushed when it was written."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

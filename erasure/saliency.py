@@ -1,7 +1,7 @@
 """Saliency: one score a weight, from the gradient of the forget loss (Fan et al., 2024, eq. 4).
 
 Gradients are folded into the scores as the backward pass produces them: beside the network there is one tensor of its
-size for the scores, and never a list of gradients.
+size for the scores, and no list of gradients (unless each batch's is clipped, which needs them all at once).
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def saliency_scores(
     Raises DivergedError when the loss is not finite.
     """
     settings.check()
+    if checkpoint_every < 1:
+        raise OptionError(f"--checkpoint-every {checkpoint_every} must be at least 1")
     network = model.network
     scores = _restored(partial, fingerprint, network)
     start = int(scores.pop("start", torch.tensor(0)))

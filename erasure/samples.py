@@ -6,6 +6,7 @@ for two models, which makes samples of an original and an erased model pairs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class SampleSettings:
             or (self.num_inference_steps is not None and self.num_inference_steps < 1)
         ):
             raise OptionError("--num-images, --num-inference-steps and --sample-batch-size must be at least 1")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise OptionError(f"--eta {self.eta} is outside [0, 1]: 0 is DDIM, 1 is DDPM")
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,23 @@ class Samples:
 def draw(model: DiffusionModel, classes: Sequence[int], settings: SampleSettings, seed: int, folder: Path) -> Samples:
     """`settings.num_images` images of each class as `<folder>/<class name>/NNNNN.png`; files that exist are kept.
 
-    `folder` must belong to this model, seed and settings; the number of images may grow.
+    `folder` must belong to this model, seed and settings.
     """
     settings.check()
-    wanted = [
-        (label, i) for label in (classes if model.conditional else [UNCONDITIONAL]) for i in range(settings.num_images)
-    ]
-    missing = [item for item in wanted if not path_of(model, folder, *item).is_file()]
+    chosen = list(classes) if model.conditional else [UNCONDITIONAL]
+    wanted = [(label, i) for label in chosen for i in range(settings.num_images)]
     state = PartialState()
-    batches = [missing[i : i + settings.sample_batch_size] for i in range(0, len(missing), settings.sample_batch_size)]
+    # The same batches whatever is missing and whoever draws them, so that a resumed image has the same bits.
+    batches = [wanted[i : i + settings.sample_batch_size] for i in range(0, len(wanted), settings.sample_batch_size)]
     for batch in tqdm(batches[state.process_index :: state.num_processes], desc="sample", disable=None, leave=False):
+        missing = {item for item in batch if not path_of(model, folder, *item).is_file()}
+        if not missing:
+            continue
         labels = torch.tensor([max(0, label) for label, _ in batch])
         seeds = [derive(seed, "sample", label, i) for label, i in batch]
         for item, image in zip(batch, to_uint8(model.generate(labels, seeds, **settings.overrides())), strict=True):
-            write_png(path_of(model, folder, *item), image)
+            if item in missing:
+                write_png(path_of(model, folder, *item), image)
     state.wait_for_everyone()
     channels = model.image_shape[0]
     images = [read_image(path, str(path), channels) for path in (path_of(model, folder, *item) for item in wanted)]
@@ -89,6 +95,7 @@ def path_of(model: DiffusionModel, folder: Path, label: int, index: int) -> Path
         name = "unconditional"
     else:
         name = model.class_names[label] if model.class_names else f"class-{label}"
+        name = re.sub(r"[^\w .,()-]|^\.+", "_", name)
     return folder / name / f"{index:05d}.png"
 
 

@@ -12,16 +12,18 @@ from erasure.errors import OptionError, suggestion
 class Task:
     """Classes of a labelled data set to forget; every other class is retained.
 
-    `forget` and `retain` are class indices; `class_names[i]` is the name of class i.
+    `forget`, `gone` and `retain` are class indices; `class_names[i]` is the name of class i. `gone` were erased before:
+    they are neither forgotten anew nor kept.
     """
 
     class_names: tuple[str, ...]
     forget: tuple[int, ...]
+    gone: tuple[int, ...] = ()
 
     @property
     def retain(self) -> tuple[int, ...]:
         """Indices of the classes that are kept, ascending."""
-        return tuple(i for i in range(len(self.class_names)) if i not in self.forget)
+        return tuple(i for i in range(len(self.class_names)) if i not in self.forget and i not in self.gone)
 
     @property
     def concept(self) -> str:
@@ -29,7 +31,7 @@ class Task:
         return ",".join(self.class_names[i] for i in self.forget)
 
     @classmethod
-    def of_classes(cls, given: str, class_names: Sequence[str]) -> Task:
+    def of_classes(cls, given: str, class_names: Sequence[str], gone: Sequence[int] = ()) -> Task:
         """Read `given`, class indices or names joined by commas ("3" or "cat,dog").
 
         Raises OptionError when a class is unknown or out of range, when none is given, or when all are.
@@ -38,9 +40,10 @@ class Task:
         forget = tuple(sorted({class_index(part, names) for part in given.split(",") if part.strip()}))
         if not forget:
             raise OptionError("--forget names no class: give at least one, such as --forget " + names[0])
-        if len(forget) == len(names):
-            raise OptionError(f"--forget names all {len(names)} classes: at least one must be left to retain")
-        return cls(names, forget)
+        task = cls(names, forget, tuple(i for i in gone if i not in forget))
+        if not task.retain:
+            raise OptionError(f"--forget leaves none of {len(names)} classes: at least one must be left to retain")
+        return task
 
 
 def class_index(given: str, class_names: Sequence[str]) -> int:
@@ -49,7 +52,7 @@ def class_index(given: str, class_names: Sequence[str]) -> int:
     lowered = [name.lower() for name in class_names]
     if text.lower() in lowered:
         return lowered.index(text.lower())
-    if text.lstrip("-").isdigit():
+    if text.removeprefix("-").isdecimal():
         index = int(text)
         if not 0 <= index < len(class_names):
             raise OptionError(f"class {index} is out of range: this data has classes 0 to {len(class_names) - 1}")

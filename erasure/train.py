@@ -15,14 +15,15 @@ import numpy as np
 import torch
 
 from erasure import plots
-from erasure.data import Dataset, load_dataset
+from erasure.data import Dataset, load_dataset, placed
+from erasure.errors import DataError
 from erasure.images import grid, to_float, to_uint8, write_png
 from erasure.models import Model
 from erasure.models.classifier import Classifier
 from erasure.models.ddpm import DDPM
 from erasure.optimise import Outcome
 from erasure.processes import agreed, device
-from erasure.recipe import Recipe, fit, new_model
+from erasure.recipe import ClassifierRecipe, Recipe, fit, new_model
 from erasure.run import Run, is_main, write_text
 from erasure.seeds import derive
 
@@ -45,9 +46,14 @@ def train(
     """
     dataset = load_dataset(data, "train", data_dir, image_size)
     dataset = dataset.first(limit) if limit else dataset
+    dataset.check()
     recipe.check(dataset)
+    if isinstance(recipe, ClassifierRecipe):
+        test = load_dataset(data, "test", data_dir, image_size)
+        if test.class_names != dataset.class_names:
+            raise DataError(f"{data}: the test split has other classes than the train split")
     source = {
-        "data": data,
+        "data": placed(data),
         "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
         "image_size": image_size,
         "limit": limit,
@@ -65,7 +71,7 @@ def train(
             model.network.half().float()  # what is measured and shown from here on is what the file will hold
         result = {"seconds": outcome.seconds, "steps": recipe.steps, "loss": _final_loss(outcome), "hash": model.hash}
         if isinstance(model, Classifier):
-            result["test_accuracy"] = accuracy(model, load_dataset(data, "test", data_dir, image_size))
+            result["test_accuracy"] = accuracy(model, test)
         model.info["training"] = result
         if is_main():
             _publish(model, outcome, run, seed)
@@ -116,7 +122,7 @@ def card(model: Model, document: dict[str, Any]) -> str:
         "",
         f"with seed {info['recipe']['seed']} on {document['device']}, in {result['seconds']:.0f} s "
         f"({', '.join(f'{name} {version}' for name, version in document['versions'].items())}).",
-        f"Loss over the last tenth of {result['steps']:,} steps: {result['loss']:.4f} (`loss.png`).",
+        f"Loss over the last tenth of {result['steps']:,} steps: {result['loss'] or 0:.4f} (`loss.png`).",
     ]
     if "test_accuracy" in result:
         lines.append(f"Accuracy on the test split: {result['test_accuracy']:.2f} %.")

@@ -42,7 +42,7 @@ def speed() -> str:
     rows = ["| ratio | measured | goal |", "|---|--:|--:|"]
     for key, value in found.items():
         name, _, goal = key.partition(" (goal: at most ")
-        rows.append(f"| {name} | {value:.2g} | {goal.rstrip(')') or '-'} |")
+        rows.append(f"| {name} | {value:.3g} | {goal.rstrip(')') or '-'} |")
     return "\n".join(rows)
 
 

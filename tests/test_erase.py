@@ -120,6 +120,31 @@ def test_options_come_from_paper_card_preset_and_flags_in_this_order(cli, ddpm, 
     assert settings["saliency"]["guidance_scale"] == 3.0 and settings["saliency"]["clip_saliency"] == 1.0
 
 
+def test_steps_that_are_asked_for_replace_default_epochs(cli, classifier_folder, tmp_path):
+    common = ("erase", "--model", classifier_folder, "--forget", 3, "--batch-size", 8, "--no-evaluate", "--json")
+    assert cli(*common, "--steps", 2, "--out", tmp_path / "a").json["steps"] == 2
+    assert cli(*common, "--steps", 2, "--epochs", 0.01, "--out", tmp_path / "b").json["steps"] == 2  # 0.01 x 1442 / 8
+    assert cli(*common, "--epochs", 0.02, "--out", tmp_path / "c").json["steps"] == 4
+
+
+def test_a_mask_of_other_weights_is_refused(refused, cli, ddpm_folder, ddpm, tmp_path):
+    cli("mask", "--model", ddpm_folder, "--forget", 3, "--out", tmp_path / "m.safetensors")
+    next(ddpm.network.parameters()).data.mul_(2)
+    ddpm.save(tmp_path / "other")
+    line = refused(
+        "erase",
+        "--model",
+        tmp_path / "other",
+        "--forget",
+        3,
+        "--mask",
+        tmp_path / "m.safetensors",
+        "--out",
+        tmp_path / "r",
+    )
+    assert "was made for other weights" in line
+
+
 def test_divergence_is_said_and_leaves_the_last_good_weights(cli, refused, ddpm_folder, tmp_path):
     common = ("--model", ddpm_folder, "--forget", 3, "--method", "gradient_ascent", "--batch-size", 8, "--no-evaluate")
     line = refused(
@@ -142,7 +167,9 @@ def test_probes_are_recorded_along_the_steps(erase, tmp_path):
 def test_an_erased_model_can_be_erased_again(erase, tmp_path):
     erase()
     second = erase(model=tmp_path / "run", forget="5", out="second").json
-    assert load_model(tmp_path / "second").info["erased"]["forget"] == "5"
+    twice = load_model(tmp_path / "second")
+    assert twice.info["erased"]["forget"] == "5" and twice.erased_classes == (3, 5)
+    assert second["metrics"]["ra"]["n"] == 24  # the class that was erased before is not retained again
     assert second["metrics"]["ua"]["n"] == 3
 
 
@@ -169,6 +196,10 @@ def test_an_erased_model_can_be_erased_again(erase, tmp_path):
         (("--method", "retrain", "--alpha", "1"), "has no option --alpha"),
         (("--num-images", "0"), "must be at least 1"),
         (("--probe-every", "-1"), "--probe-every -1"),
+        (("--clip-norm", "-1"), "--clip-norm at least 0"),
+        (("--learning-rate", "0"), "--learning-rate must be above 0"),
+        (("--eta", "2"), "--eta 2.0 is outside [0, 1]"),
+        (("--image-size", "16"), "takes no --image-size"),
         (("--relabel", "3"), "itself to be forgotten"),
         (("--relabel", "elephant"), "unknown class 'elephant'"),
         (("--data", "digitz"), "did you mean 'digits'"),

@@ -10,11 +10,14 @@ def run(cli, ddpm_folder, tmp_path):
     return tmp_path / "run"
 
 
-def test_a_run_is_measured_as_it_was(run, cli):
+def test_a_run_is_measured_as_it_was(run, cli, refused):
     result = cli("evaluate", run, "--json").json
     assert result["method"] == "salun" and result["seconds"] > 0 and result["original"]["seconds"] == 0
     again = cli("evaluate", run, "--metrics", "ua,ra", *SMALL, "--json").json
     assert again["metrics"]["ua"] == result["metrics"]["ua"] and set(again["metrics"]) == {"ua", "ra"}
+    same = cli("evaluate", run, "--metrics", "ua", "--json").json
+    assert same["metrics"]["ua"] == result["metrics"]["ua"]  # what is not said anew stays the run's own
+    assert "brings its own" in refused("evaluate", run, "--forget", 4)
     other = cli("evaluate", run, "--metrics", "ua", "--num-images", 4, "--num-inference-steps", 3, "--json").json
     assert other["metrics"]["ua"]["n"] == 4
     assert len(list((run / "samples" / "three").iterdir())) == 3  # other settings do not touch the run's own samples

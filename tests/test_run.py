@@ -33,7 +33,12 @@ def test_foreign_files_and_missing_runs_are_refused(tmp_path):
         Run(tmp_path, "erase", {})
     with pytest.raises(RunError, match="no run to resume"):
         Run(tmp_path / "new", "train", {}, must_exist=True)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / ".draft.tmp").write_text("mine too")
+    with pytest.raises(RunError, match="holds no run"):
+        Run(tmp_path, "erase", {})
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert (tmp_path / "deep" / ".draft.tmp").read_text() == "mine too"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

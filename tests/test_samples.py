@@ -22,6 +22,8 @@ def test_only_missing_images_are_drawn_and_they_are_the_same(ddpm, tmp_path):
     path_of(ddpm, tmp_path / "a", 3, 1).unlink()
     again = draw(ddpm, [3, 7], QUICK, 0, tmp_path / "a")
     assert (again.images == whole.images).all() and kept.stat().st_mtime_ns == age
+    kept.unlink()
+    assert (draw(ddpm, [3, 7], QUICK, 0, tmp_path / "a").images == whole.images).all()
     alone = draw(ddpm, [7], SampleSettings(num_images=2, num_inference_steps=2), 0, tmp_path / "b")
     assert abs(alone.images.astype(int) - whole.images[3:5]).max() <= 1
     other = draw(ddpm, [7], QUICK, 1, tmp_path / "c")

@@ -20,7 +20,7 @@ def test_classes_by_index_and_by_name_mean_the_same():
         ("dgo", "did you mean 'dog'"),
         ("", "names no class"),
         (" , ", "names no class"),
-        ("0,1,2", "at least one must be left"),
+        ("0,1,2", "leaves none of 3 classes"),
     ],
 )
 def test_a_bad_class_says_what_was_expected(given, message):

@@ -8,9 +8,16 @@ from erasure import registry
 from erasure.data._base import Batch, Batches, Dataset
 from erasure.errors import DataError, suggestion
 
-__all__ = ["Batch", "Batches", "Dataset", "load_dataset"]
+__all__ = ["Batch", "Batches", "Dataset", "load_dataset", "placed"]
 
 SPLITS = ("train", "test")
+
+
+def placed(spec: str | None) -> str | None:
+    """`spec` in words that hold from any folder: a path becomes absolute."""
+    if spec is None or spec in registry.names("data") or not Path(spec).exists():
+        return spec
+    return str(Path(spec).resolve())
 
 
 def load_dataset(
@@ -28,6 +35,10 @@ def load_dataset(
     directory = Path(data_dir) if data_dir is not None else None
     if directory is not None and not directory.exists():
         raise DataError(f"--data-dir {directory} does not exist")
+    if image_size is not None and image_size < 1:
+        raise DataError(f"--image-size {image_size} must be at least 1")
+    if spec in ("digits", "cifar10") and image_size is not None:
+        raise DataError(f"--data {spec} has one size and takes no --image-size")
     if spec in registry.names("data"):
         dataset = registry.load("data", spec)().load(split, directory)
     elif Path(spec).exists():

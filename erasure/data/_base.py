@@ -54,9 +54,9 @@ class Dataset:
         """Refuse an empty set, labels out of range, or a class without images."""
         if not len(self):
             raise DataError(f"{self.name}: the {self.split} split is empty")
-        counts = np.bincount(self.labels, minlength=len(self.class_names))
-        if self.labels.min() < 0 or len(counts) > len(self.class_names):
+        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise DataError(f"{self.name}: labels must lie in 0 to {len(self.class_names) - 1}")
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
         if (counts == 0).any():
             raise DataError(f"{self.name}: class {self.class_names[int(counts.argmin())]!r} has no {self.split} images")
 
@@ -67,6 +67,8 @@ class Dataset:
 
     def first(self, count: int) -> Dataset:
         """At most `count` samples, as even over the classes as the data allows."""
+        if count < 1:
+            raise DataError(f"--limit {count} must be at least 1")
         rank = np.empty(len(self), dtype=np.int64)
         for label in np.unique(self.labels):
             where = np.flatnonzero(self.labels == label)

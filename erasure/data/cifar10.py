@@ -10,6 +10,7 @@ The counts are checked (5,000 and 1,000 a class): a truncated or different archi
 from __future__ import annotations
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,5 +108,5 @@ def _binary_files(source: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, 
                 stream = archive.extractfile(member) if Path(member.name).name in wanted else None
                 if stream is not None:
                     yield Path(member.name).name, stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{source} is damaged: {error}") from error

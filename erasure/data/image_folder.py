@@ -6,8 +6,10 @@ Without split folders, in each class every fifth image (by name) is for testing.
 from __future__ import annotations
 
 import io
+import lzma
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -31,7 +33,9 @@ class ImageFolder:
             raise DataError(
                 f"{source} holds no images: expected {'train/' if splits else ''}<class>/<image>.png and so on"
             )
-        class_names = tuple(sorted({class_name for _, class_name, _ in found}))
+        class_names = tuple(
+            sorted({PurePosixPath(name).parts[-2] for name, _ in _files(source, read=False) if "/" in name})
+        )
         if len(class_names) < 2:
             raise DataError(f"{source} has one class folder ({class_names[0]}): at least two are needed, one to keep")
         labels = np.array([class_names.index(class_name) for _, class_name, _ in found], dtype=np.int64)
@@ -68,12 +72,12 @@ def members(source: Path, split: str | None) -> Iterator[tuple[str, str, np.ndar
 
 def _files(source: Path, read: bool = True) -> Iterator[tuple[str, bytes]]:
     """Name and content (empty with `read` off) of every image file in a folder, tar or zip."""
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            if _is_image(path.name):
-                yield path.relative_to(source).as_posix(), path.read_bytes() if read else b""
-        return
     try:
+        if source.is_dir():
+            for path in sorted(source.rglob("*")):
+                if _is_image(path.name) and not path.is_dir():
+                    yield path.relative_to(source).as_posix(), path.read_bytes() if read else b""
+            return
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as zipped:
                 for name in zipped.namelist():
@@ -85,7 +89,7 @@ def _files(source: Path, read: bool = True) -> Iterator[tuple[str, bytes]]:
                 stream = tarred.extractfile(member) if member.isfile() and _is_image(member.name) else None
                 if stream is not None:
                     yield member.name, stream.read() if read else b""
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"{source} is not a readable folder, tar or zip of images: {error}") from error
 
 

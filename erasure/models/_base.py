@@ -158,6 +158,11 @@ class Model(ABC):
         return tuple(self.info.get("class_names", ()))
 
     @property
+    def erased_classes(self) -> tuple[int, ...]:
+        """Classes that were erased from it before, by index."""
+        return tuple(int(i) for i in self.info.get("erased_classes", ()))
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images it draws or reads."""
         channels, size = self.info["channels"], self.info["image_size"]
