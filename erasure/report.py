@@ -81,8 +81,9 @@ def rendered(**values: Any) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Header and cells of a comparison; each metric cell has its value, interval and n. Missing numbers are a dash."""
-    present = [name for name in COLUMNS if any(name in row.get("metrics", {}) for row in rows)]
-    header = ["", "mask", *(COLUMNS[name] for name in present), "seconds"]
+    measured = {name for row in rows for name in row.get("metrics", {})}
+    present = [*(name for name in COLUMNS if name in measured), *sorted(measured - set(COLUMNS))]
+    header = ["", "mask", *(COLUMNS.get(name, name) for name in present), "seconds"]
     body = []
     for row in rows:
         cells = [_cell(row.get("metrics", {}).get(name)) for name in present]

@@ -58,6 +58,11 @@ def test_a_table_prints_a_dash_for_what_is_missing():
     assert "12.3 [1.0, 20.0]" in text and text.splitlines()[3].split() == ["two", "-"]
 
 
+def test_a_metric_of_a_third_party_gets_a_column_under_its_own_name():
+    text = as_text(table([{"name": "one", "mask": "none", "metrics": {"ua": SCORE, "theirs": SCORE}, "seconds": 1.0}]))
+    assert text.splitlines()[0].split() == ["mask", "UA", "theirs", "seconds"]
+
+
 def test_pictures_are_png():
     import numpy as np
 
