@@ -57,11 +57,6 @@ class FreeWeights:
             self.release()
             raise OptionError("no weight may move: the mask and the choice of weights leave nothing to train")
 
-    @property
-    def count(self) -> int:
-        """How many weights may move."""
-        return sum(parameter.numel() for parameter in self.parameters)
-
     @torch.no_grad()
     def collect(self) -> None:
         """Move the free part of each gradient to the optimiser's parameters."""

@@ -34,7 +34,7 @@ class Mask:
         `scores` are non-negative and finite, any shapes. Ties are broken by position: earlier tensors and earlier
         weights first. The threshold is found by counting, so nothing of the size of the network is sorted or copied.
         """
-        _check_density(density)
+        check_density(density)
         total = sum(score.numel() for score in scores.values())
         wanted = round(density * total)
         threshold, ties = _threshold(scores, wanted)
@@ -141,7 +141,8 @@ def _unpacked(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(flat.view(bool)).reshape(shape)
 
 
-def _check_density(density: float) -> None:
+def check_density(density: float) -> None:
+    """Raise OptionError for a density outside (0, 1]."""
     if not 0 < density <= 1:
         raise OptionError(f"--density {density} is outside (0, 1]: 0.5 keeps the top half")
 

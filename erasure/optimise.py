@@ -6,11 +6,10 @@ last checkpoint ends with the same bits as one that was never interrupted, whate
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,7 +81,6 @@ class Step:
     """A step as a loss sees it: its number, its generator (CPU, seeded by the step), and our part of the batch."""
 
     index: int
-    total: int
     generator: torch.Generator
     part: int = 0
     parts: int = 1
@@ -122,7 +120,9 @@ def optimise(
     step the error names; step 0 means that there was none, and that the weights must be loaded anew.
     """
     loop = _Loop(network, settings, seed, mask, trains, folder, fingerprint)
-    with _seeded_elsewhere(loop.state.device), loop:
+    device = loop.state.device
+    # Steps seed the global generator (for dropout); the caller's is put back.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), loop:
         for index in loop.steps(description):
             began = time.perf_counter()
             record = loop.step(index, loss)
@@ -159,7 +159,7 @@ class _Loop:
         self.log: Log | None = None
         if folder is not None:
             self.records = [r for r in read_log(folder / "log.jsonl") if r.get("step", -1) < self.start]
-            self.log = Log(folder / "log.jsonl", self.start) if self.state.is_main_process else None
+            self.log = Log(folder / "log.jsonl", self.records) if self.state.is_main_process else None
 
     def __enter__(self) -> _Loop:
         if self.settings.compile:
@@ -191,12 +191,13 @@ class _Loop:
         # The forward pass moves running statistics, so a checkpoint of this step takes them from before it.
         buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()} if due else {}
         losses = self._gradients(index, loss)
+        limit = settings.clip_norm or math.inf
         if settings.clip_before_mask:
-            norm = _clip(self.network.parameters(), settings.clip_norm)
+            norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
             self.free.collect()
         else:
             self.free.collect()
-            norm = _clip(self.free.parameters, settings.clip_norm)
+            norm = float(nn.utils.clip_grad_norm_(self.free.parameters, limit))
         values = {name: value.item() for name, value in losses.items()}
         if not (abs(values["loss"]) <= settings.loss_limit and math.isfinite(norm)):
             self._stop_diverged(index, values["loss"])
@@ -221,7 +222,7 @@ class _Loop:
             generator = torch.Generator().manual_seed(derive(self.seed, "draws", index))
             part = micro * processes + self.state.process_index
             with self._autocast():
-                losses = loss(Step(index, self.settings.steps, generator, part, accumulate * processes))
+                losses = loss(Step(index, generator, part, accumulate * processes))
             (losses["loss"] / accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / accumulate
@@ -269,17 +270,6 @@ class _Loop:
         return step
 
 
-def _clip(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Scale all gradients so that their joint norm is at most `max_norm` (0: do not); returns the norm before."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return 0.0
-    norm = nn.utils.get_total_norm(gradients)
-    if max_norm:
-        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    return float(norm)
-
-
 def _optimizer(parameters: list[nn.Parameter], settings: LoopSettings, device: str) -> torch.optim.Optimizer:
     fused = device in ("cpu", "cuda")
     common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": fused}
@@ -289,10 +279,3 @@ def _optimizer(parameters: list[nn.Parameter], settings: LoopSettings, device: s
     if settings.optimizer not in kinds:
         raise OptionError(f"unknown --optimizer {settings.optimizer!r}: expected adam, adamw or sgd")
     return kinds[settings.optimizer](parameters, **common)
-
-
-@contextlib.contextmanager
-def _seeded_elsewhere(device: torch.device) -> Iterator[None]:
-    """Leave the caller's global random state as it was."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -262,11 +262,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 class Log:
-    """log.jsonl: one JSON object a line; records from step `start` on are cut, so that a resumed run repeats none."""
+    """log.jsonl: one JSON object a line. It begins with `kept`, the records of an earlier part of the same run."""
 
-    def __init__(self, path: Path, start: int) -> None:
+    def __init__(self, path: Path, kept: Sequence[Mapping[str, Any]]) -> None:
         self.path = path
-        kept = [record for record in read_log(path) if record.get("step", -1) < start]
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         with writing(path):
             self._handle = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from erasure.data import Batch, Dataset
 from erasure.errors import DivergedError, OptionError, RunError
 from erasure.images import to_float
-from erasure.mask import Mask
+from erasure.mask import Mask, check_density
 from erasure.models import Model
 from erasure.run import is_main
 from erasure.seeds import derive
@@ -43,8 +43,7 @@ class SaliencySettings:
 
     def check(self) -> None:
         """Raise OptionError for a value outside its range."""
-        if not 0 < self.density <= 1:
-            raise OptionError(f"--density {self.density} is outside (0, 1]: 0.5 keeps the top half")
+        check_density(self.density)
         if self.score not in ("sum_abs", "abs_sum", "square_sum"):
             raise OptionError(f"unknown --score {self.score!r}: expected sum_abs, abs_sum or square_sum")
         if self.saliency_batch_size < 1:

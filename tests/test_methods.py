@@ -127,7 +127,7 @@ def test_accumulated_parts_equal_the_whole_batch(name, digits, task):
 
 
 def draws_of(digits, task, size=8, index=0):
-    step = Step(index, 10, torch.Generator().manual_seed(0))
+    step = Step(index, torch.Generator().manual_seed(0))
     parts = [Batches(digits.of_classes(classes), size, 0) for classes in (task.forget, task.retain)]
     return Draws(step, *parts)
 

@@ -64,7 +64,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path):
 def test_a_resumed_log_repeats_no_step_and_survives_a_cut_line(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"ste')
-    log = Log(path, start=2)
+    log = Log(path, [record for record in read_log(path) if record["step"] < 2])
     log.write({"step": 2, "again": True})
     log.close()
     assert read_log(path) == [{"step": 0}, {"step": 1}, {"step": 2, "again": True}]

@@ -69,7 +69,8 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def check(self, task: Task) -> None:  # noqa: B027 (most methods have nothing to check)
+    @abstractmethod
+    def check(self, task: Task) -> None:
         """Raise OptionError for options that make no sense, before anything is written."""
 
     @abstractmethod

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
-from erasure.errors import NotApplicableError
+from erasure.errors import NotApplicableError, OptionError
 from erasure.methods._base import Job, Method
 from erasure.models import Model
 from erasure.optimise import Outcome
 from erasure.recipe import fit, recipe_of
 from erasure.seeds import derive
+from erasure.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,11 @@ class Retrain(Method):
     takes_mask: ClassVar[bool] = False
 
     steps: Annotated[int, "optimiser steps; 0: as many as the model's own recipe"] = 0
+
+    def check(self, task: Task) -> None:
+        """Its only option is in range."""
+        if self.steps < 0:
+            raise OptionError(f"--steps {self.steps} must be at least 0")
 
     def erase(self, model: Model, job: Job) -> Outcome:
         """Replace every weight by one that has never seen the forget set."""
