@@ -1,6 +1,7 @@
-"""What a GPU is for: invariants on the device, then a CIFAR-10 DDPM trained for the minutes there are.
+"""What a GPU is for: invariants on the device, a CIFAR-10 DDPM trained for the minutes there are, Stable Diffusion.
 
     python -m benchmarks.gpu --minutes 25 --data-dir ../shared/data --out gpu
+    python -m benchmarks.gpu --minutes 15 --parts sd --out gpu                 (Stable Diffusion alone: gpu_sd.py)
     python -m benchmarks.gpu --toy --minutes 2 --data-dir ../shared/data --out toy     (any machine)
 
 Each stage is skipped when its result is there, and training resumes, so the same command goes on after a stop. The
@@ -23,19 +24,24 @@ from typing import Any
 
 import torch
 
+from benchmarks import gpu_sd, sd_networks
+from benchmarks.stable_diffusion import job_of
 from erasure import registry
-from erasure.data import Batches, Dataset, load_dataset
+from erasure.data import Batch, Batches, Dataset, load_dataset
 from erasure.evaluate import evaluate
 from erasure.mask import Mask
 from erasure.methods._base import Job
-from erasure.models import load_model
+from erasure.models import Model, load_model
 from erasure.processes import device
 from erasure.recipe import ClassifierRecipe, DDPMRecipe, fit, new_model
 from erasure.run import read_json, write_json
+from erasure.subjects import Wanted
 from erasure.task import Task
 from erasure.train import train
 
 CLASSIFIER_SHARE, JUDGING_SHARE = 0.15, 0.15  # of the minutes; the rest is the DDPM's
+SD_SHARE = 0.3  # of the minutes, when the DDPM is trained too
+PARTS = ["ddpm", "sd"]
 
 
 def main() -> int:
@@ -44,28 +50,42 @@ def main() -> int:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--minutes", type=float, required=True, help="time for everything together")
-    parser.add_argument("--data-dir", required=True, help="where the CIFAR-10 archives lie")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which; all of them")
+    parser.add_argument("--data-dir", help="where the CIFAR-10 archives lie (for ddpm)")
     parser.add_argument("--out", required=True, help="folder for results and models")
     parser.add_argument("--toy", action="store_true", help="small networks and few images: shows that it runs")
     arguments = parser.parse_args()
+    if "ddpm" in arguments.parts and not arguments.data_dir:
+        parser.error("--parts ddpm needs --data-dir, where the CIFAR-10 archives lie")
+    deadline = time.monotonic() + 60 * arguments.minutes
     root = Path(arguments.out)
     root.mkdir(parents=True, exist_ok=True)
-    ddpm, classifier = _recipes(arguments.toy)
-    dataset = load_dataset("cifar10", "train", arguments.data_dir)
-    dataset = dataset.first(200) if arguments.toy else dataset
-    source: dict[str, Any] = {"data_dir": arguments.data_dir, "limit": 200 if arguments.toy else None}
-
     _stage(root, "device", lambda: {"device": str(device()), "name": _name(), "torch": torch.__version__})
+    if "sd" in arguments.parts:
+        _stage(root, "correct_sd", correct_sd)
+    if "ddpm" in arguments.parts:
+        share = 1 - SD_SHARE if "sd" in arguments.parts else 1.0
+        _train_and_judge(root, arguments.minutes * share, arguments.data_dir, arguments.toy)
+    if "sd" in arguments.parts:
+        found = gpu_sd.run(root / "sd.json", gpu_sd.TOY if arguments.toy else gpu_sd.Plan(), deadline, _name())
+        print(json.dumps({"sd": found}))
+    return 0
+
+
+def _train_and_judge(root: Path, minutes: float, data_dir: str, toy: bool) -> None:
+    ddpm, classifier = _recipes(toy)
+    dataset = load_dataset("cifar10", "train", data_dir)
+    dataset = dataset.first(200) if toy else dataset
+    source: dict[str, Any] = {"data_dir": data_dir, "limit": 200 if toy else None}
     _stage(root, "correct", lambda: correct(ddpm, dataset))
-    plan = _stage(root, "plan", lambda: _plan(arguments.minutes, ddpm, classifier, dataset))
+    plan = _stage(root, "plan", lambda: _plan(minutes, ddpm, classifier, dataset))
     _stage(
         root,
         "classifier",
         lambda: train(replace(classifier, steps=plan["classifier"]), "cifar10", root / "classifier", **source),
     )
     _stage(root, "ddpm", lambda: train(replace(ddpm, steps=plan["ddpm"]), "cifar10", root / "ddpm", **source))
-    _stage(root, "judged", lambda: _judged(root, arguments.data_dir, 4 if arguments.toy else 500))
-    return 0
+    _stage(root, "judged", lambda: _judged(root, data_dir, 4 if toy else 500))
 
 
 def _recipes(toy: bool) -> tuple[DDPMRecipe, ClassifierRecipe]:
@@ -89,29 +109,48 @@ def _recipes(toy: bool) -> tuple[DDPMRecipe, ClassifierRecipe]:
 
 
 def correct(recipe: DDPMRecipe, dataset: Dataset) -> dict[str, Any]:
-    """The invariants that a device could break, on a small network: each must be true."""
+    """The invariants of a small DDPM."""
     small = replace(recipe, channels="16,32", compile=False, weights_dtype="float32")
     task = Task.of_classes("cat", dataset.class_names)
     forget, retain = (dataset.of_classes(classes).first(64) for classes in (task.forget, task.retain))
-    held = True
-    for optimizer in ("adam", "adamw", "sgd"):
-        model = new_model(small, dataset, 0).to(device())
+    batch = Batches(dataset, 8, 0).at(0)
+    return invariants(lambda: new_model(small, dataset, 0), Job(task, forget, retain), batch)
+
+
+def correct_sd() -> dict[str, Any]:
+    """The invariants of a small Stable Diffusion of every part."""
+    model, latents = sd_networks.whole(16, 8), sd_networks.latents(8, 16)
+    job = job_of(latents, sd_networks.random_mask(model.network))
+    return invariants(model.clone, job, Batches(latents, 8, 0).at(0), lambda m: m.bind(sd_networks.PROMPTS))
+
+
+def invariants(
+    make: Callable[[], Model], job: Job, batch: Batch, ready: Callable[[Any], Model] = lambda model: model
+) -> dict[str, Any]:
+    """What a device could break, each of which must be true; `ready` prepares a model that was loaded anew."""
+    held = moved = True
+    for optimizer, memory in (("adam", "normal"), ("adamw", "normal"), ("sgd", "normal"), ("adam", "low")):
+        model = make().to(device())
         before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
         mask = Mask.random(Mask({name: p.cpu() for name, p in before.items()}), 0.5, 0)
-        method = registry.load("methods", "salun")(steps=3, batch_size=16, optimizer=optimizer, weight_decay=0.1)
-        method.erase(model, Job(task, forget, retain, mask))
-        for name, parameter in model.network.named_parameters():
-            outside = ~mask.tensors[name].to(parameter.device)
-            held &= bool((parameter.detach()[outside] == before[name][outside]).all())
-    examples = model.examples(Batches(dataset, 8, 0).at(0), torch.Generator().manual_seed(0))
+        options = {"steps": 3, "batch_size": 8, "optimizer": optimizer, "weight_decay": 0.1, "memory": memory}
+        registry.load("methods", "salun")(**options).erase(model, replace(job, mask=mask))
+        after = {name: p.detach() for name, p in model.network.named_parameters()}
+        outside = {name: ~mask.tensors[name].to(p.device) for name, p in after.items()}
+        held &= all(bool((p[outside[name]] == before[name][outside[name]]).all()) for name, p in after.items())
+        moved &= any(bool((p != before[name]).any()) for name, p in after.items())
+    examples = model.examples(batch, torch.Generator().manual_seed(0))
     with torch.no_grad(), tempfile.TemporaryDirectory() as scratch:
         model.save(Path(scratch) / "model")
-        answers = [m.to(device()).answer(examples.inputs) for m in (model, load_model(Path(scratch) / "model"))]
+        again = ready(load_model(Path(scratch) / "model"))
+        # Copies: what is read from a file begins at any byte of memory, where a CPU may add in another order.
+        answers = [m.clone().to(device()).answer(examples.inputs) for m in (model, again)]
         with torch.autocast(device().type, dtype=torch.bfloat16):
             rough = model.answer(examples.inputs).float()
     distance = float((rough - answers[0]).norm() / answers[0].norm())
     found = {
         "mask_holds_bit_for_bit": held,
+        "weights_in_the_mask_move": moved,
         "saved_and_loaded_predicts_the_same": bool(answers[0].equal(answers[1])),
         "bf16_is_close": distance < 0.05,
     }
@@ -139,7 +178,7 @@ def _judged(root: Path, data_dir: str, images: int) -> dict[str, Any]:
         "num_images": images,
         "sample_batch_size": 1000,
     }
-    return evaluate(str(root / "ddpm"), judging=judging, data="cifar10", data_dir=data_dir)["metrics"]
+    return evaluate(str(root / "ddpm"), Wanted(data="cifar10", data_dir=data_dir), judging)["metrics"]
 
 
 def _name() -> str:

@@ -13,7 +13,7 @@ _HOME = {
     "DDPM": "erasure.models.ddpm",
     "ErasureError": "erasure.errors",
     "Evidence": "erasure.evidence",
-    "Judging": "erasure.evaluate",
+    "Judging": "erasure.judging",
     "Mask": "erasure.mask",
     "Request": "erasure.erase",
     "SaliencySettings": "erasure.saliency",

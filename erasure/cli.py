@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from erasure.errors import ErasureError, suggestion
+from erasure.notes import show
 from erasure.parser import VERBS
 
 HELP = """usage: erasure VERB [options]
@@ -46,6 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ErasureError as error:
         print(f"erasure: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(
+            "erasure: the GPU's memory is full: try --memory low, a smaller --batch-size or a larger --accumulate, or "
+            "smaller --saliency-batch-size, --sample-batch-size and --material-batch-size",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("erasure: interrupted; the same command continues where it can", file=sys.stderr)
         return 130
@@ -53,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, argv: Sequence[str]) -> int:
     _quiet()
-    handler = getattr(import_module("erasure.commands"), "list_" if verb == "list" else verb)
-    result, as_json, shown = handler(argv)
+    show()
+    result, as_json, shown = import_module(f"erasure.commands.{verb}").run(argv)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else shown(result))
     return 0

@@ -1,91 +1,86 @@
-"""The demonstration: erase the digit three from the DDPM that ships, measure it, and show it.
+"""The demonstration: erase a digit from the models that ship, measure it, and show it.
 
-`--full` repeats it over seeds beside its controls (no mask, random mask, inverted mask) and its baselines, because a
-claim for saliency without these rows is worth nothing.
+`--full` repeats every scene over seeds beside its controls (no mask, random mask, ...) and baselines, because a claim
+for saliency without these rows is worth nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from erasure import plots
 from erasure.erase import Request, erase
-from erasure.errors import DivergedError
-from erasure.evaluate import Judging
+from erasure.errors import DivergedError, OptionError, suggestion
+from erasure.judging import Judging
 from erasure.report import COLUMNS, rendered, table, titled
 from erasure.run import read_log, write_json, write_text
 from erasure.samples import SampleSettings
+from erasure.scenes import SCENES, Scene, Variant
 from erasure.statistics import over_seeds
+from erasure.subjects import Wanted
 
-MODEL, FORGET = "digits-ddpm", "three"
-IMAGES_A_CLASS = 100
-PROBE_EVERY = 5
 FORGOTTEN = 95.0
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One row of the full table."""
+def demo(
+    out: str | Path, *, full: bool = False, seeds: int = 3, seed: int = 0, scenes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Run the demonstration into `out`; `scenes` by name, by default those of the short one, or all with `full`.
 
-    name: str
-    method: str
-    mask: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    once: bool = False
-
-
-VARIANTS = (
-    Variant("SalUn", "salun"),
-    Variant("no mask", "salun", "none"),
-    Variant("random mask", "salun", "random"),
-    Variant("inverted mask", "salun", "inverted"),
-    Variant("gradient ascent", "gradient_ascent"),
-    Variant("finetune", "finetune"),
-    Variant("retrain", "retrain", once=True),
-)
-
-
-def demo(out: str | Path, *, full: bool = False, seeds: int = 3, seed: int = 0) -> dict[str, Any]:
-    """Run the demonstration into `out`; returns `ua`, `ra`, `seconds`, `original`, all rows and the report's path.
-
-    Continues where a killed run stopped.
+    Returns `ua`, `ra`, `seconds`, `original` of the first, and of each scene its rows and the report's path. Continues
+    where a killed run stopped.
     """
-    root = Path(out)
-    if full:
-        return _full(root, [seed + i for i in range(seeds)])
-    result = _one(root / "salun", VARIANTS[0], seed, 0)
-    rows = [{"name": "original", "mask": "", **result["original"]}, {"name": "SalUn", **result}]
-    return {**result, "rows": rows, "report": str(root / "salun" / "report.html")}
+    for name in scenes:
+        if name not in SCENES:
+            raise OptionError(f"unknown scene {name!r}{suggestion(name, SCENES)}")
+    chosen = scenes or [name for name, scene in SCENES.items() if full or scene.shown]
+    found = []
+    for name in chosen:
+        root, scene = Path(out) / name, SCENES[name]
+        played = _full(root, scene, [seed + i for i in range(seeds)]) if full else _short(root, scene, seed)
+        found.append({"scene": name, "title": scene.title, **played})
+    head = {key: found[0][key] for key in ("ua", "ra", "seconds", "original", "metrics", "report")}
+    result = {**head, "scenes": found}
+    write_json(Path(out) / "demo.json", result)
+    return result
 
 
-def _one(folder: Path, variant: Variant, seed: int, probe_every: int) -> dict[str, Any]:
-    judging = Judging(samples=SampleSettings(num_images=IMAGES_A_CLASS), sample_seed=seed)
+def _short(root: Path, scene: Scene, seed: int) -> dict[str, Any]:
+    variant = scene.variants[0]
+    folder = root / scene.folder_of(variant)
+    result = _one(folder, scene, variant, seed, 0)
+    rows = [{"name": "original", "mask": "", **result["original"]}, {"name": variant.name, **result}]
+    return {**result, "rows": rows, "report": str(folder / "report.html")}
+
+
+def _one(folder: Path, scene: Scene, variant: Variant, seed: int, probe_every: int) -> dict[str, Any]:
+    samples = SampleSettings(num_images=scene.num_images, num_inference_steps=scene.num_inference_steps)
     request = Request(
-        MODEL,
-        FORGET,
+        scene.model,
+        scene.forget,
         variant.method,
         variant.mask,
+        wanted=Wanted(concept=scene.concept, material=scene.material),
         seed=seed,
         options=variant.options,
-        judging=judging,
+        judging=Judging(samples=samples, sample_seed=seed),
         probe_every=probe_every,
     )
     return erase(request, folder)
 
 
-def _full(root: Path, seeds: Sequence[int]) -> dict[str, Any]:
+def _full(root: Path, scene: Scene, seeds: Sequence[int]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     originals: list[dict[str, Any]] = []
     curves: dict[str, list[tuple[float, float]]] = {}
-    for variant in VARIANTS:
+    for variant in scene.variants:
         results, forgotten = [], []
         for seed in seeds[:1] if variant.once else seeds:
-            folder = root / variant.name.lower().replace(" ", "-") / f"seed-{seed}"
+            folder = root / scene.folder_of(variant) / f"seed-{seed}"
             try:
-                results.append(_one(folder, variant, seed, 0 if variant.once else PROBE_EVERY))
+                results.append(_one(folder, scene, variant, seed, 0 if variant.once else scene.probe_every))
             except DivergedError as error:
                 rows.append(
                     {"name": variant.name, "mask": f"diverged at seed {seed}: {error}", "metrics": {}, "seconds": None}
@@ -114,7 +109,7 @@ def _full(root: Path, seeds: Sequence[int]) -> dict[str, Any]:
         if row.get("steps_to_forget")
     ]
     page = rendered(
-        title=f"Forget {FORGET}: methods and controls",
+        title=f"Forget {scene.title}: methods and controls",
         table=table(rows),
         figures=figures,
         classes=[],
@@ -122,14 +117,12 @@ def _full(root: Path, seeds: Sequence[int]) -> dict[str, Any]:
         facts={},
     )
     write_text(report, page)
-    result = {
-        **{key: head[key] for key in ("ua", "ra", "seconds")},
+    return {
+        **{key: head[key] for key in ("ua", "ra", "seconds", "metrics")},
         "original": rows[0],
         "rows": rows,
         "report": str(report),
     }
-    write_json(root / "demo.json", result)
-    return result
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[float, Sequence[float] | None]]:
@@ -173,7 +166,7 @@ def _summary(variant: Variant, results: Sequence[Mapping[str, Any]], forgotten: 
         "seeds": len(results),
         "seconds": sum(result["seconds"] for result in results) / len(results),
         "ua": metrics["ua"]["value"] if "ua" in metrics else None,
-        "ra": metrics["ra"]["value"] if "ra" in metrics else None,
+        "ra": next((metrics[name]["value"] for name in ("ra", "ira") if name in metrics), None),
         "metrics": metrics,
         "steps_to_forget": list(forgotten),
     }

@@ -1,29 +1,29 @@
-"""Erase classes from a model: mask, method, cleaned weights, evidence and report, in one resumable run folder."""
+"""Erase classes or a concept: mask, method, cleaned weights, evidence and report, in one resumable run folder."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from erasure import options, registry
-from erasure.data import Dataset, placed
+from erasure.data import Dataset
 from erasure.errors import DivergedError, MaskError, NotApplicableError, OptionError, suggestion
-from erasure.evaluate import Judging, data_of, evidence_for, held_classifier, measured
-from erasure.evidence import probe
+from erasure.evaluate import measured
+from erasure.judging import Judging
 from erasure.mask import Mask
 from erasure.methods._base import Job, Method
 from erasure.models import DiffusionModel, Model, load_model, located
 from erasure.processes import agreed, device
 from erasure.report import write_report
+from erasure.room import require_room
 from erasure.run import Run, is_main, read_record
 from erasure.saliency import SaliencySettings, build_mask
-from erasure.seeds import derive
-from erasure.task import Task
+from erasure.subjects import Subject, Wanted, recorded, subject_of
 from erasure.weights import hash_tensors
 
 MASKS = ("saliency", "none", "random", "inverted")
@@ -34,13 +34,11 @@ class Request:
     """What is asked of an erasure; what is left empty follows the method, the model or its data."""
 
     model: str
-    forget: str
+    forget: str | None = None
     method: str = "salun"
     mask: str | None = None
     preset: str | None = None
-    data: str | None = None
-    data_dir: str | None = None
-    image_size: int | None = None
+    wanted: Wanted = field(default_factory=Wanted)
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     saliency: Mapping[str, Any] = field(default_factory=dict)
@@ -51,12 +49,10 @@ class Request:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A request with everything loaded and decided; `model` is moved in place, `original` stays."""
+    """A request with everything loaded and decided; `model` is moved in place."""
 
     model: Model
-    original: Model
-    dataset: Dataset
-    task: Task
+    subject: Subject
     method: Method
     scoring: SaliencySettings
     judging: Judging
@@ -72,15 +68,20 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
     if request.probe_every < 0:
         raise OptionError(f"--probe-every {request.probe_every} must be at least 0")
     model = load_model(request.model).to(device())
-    dataset = data_of(model, request.data, request.data_dir, request.image_size)
-    task = Task.of_classes(request.forget, dataset.class_names, model.erased_classes)
+    wanted = replace(request.wanted, forget=request.forget)
+    subject = subject_of(model, wanted, request.seed)
     method, scoring = _resolved(request, model)
-    method.check(task)
+    if not subject.task.forget:
+        raise OptionError("--forget names no class: say what to forget, such as --forget 3")
+    method.check(subject.task)
+    method.check_model(model)
+    if request.probe_every:
+        subject.look(model, request.judging)
     if request.evaluate and isinstance(model, DiffusionModel):
-        held_classifier(request.judging.classifier, dataset)
-    settings = _settings(request, model, dataset, method, scoring)
+        subject.check_judge(request.judging)
+    settings = _settings(request, model, subject, method, scoring)
     judging = Judging.from_json(settings["judging"])
-    return _carried_out(settings, out, _Plan(model, model.clone(), dataset, task, method, scoring, judging))
+    return _carried_out(settings, out, _Plan(model, subject, method, scoring, judging))
 
 
 def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
@@ -92,19 +93,18 @@ def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
     model = load_model(settings["model"]).to(device())
     if model.hash != settings["model_hash"]:
         raise OptionError(f"{settings['model']} is no longer the model of {config}: its weights have changed")
-    dataset = data_of(model, settings["data"], settings["data_dir"], settings["image_size"])
-    if dataset.hash != settings["data_hash"]:
-        raise OptionError(f"{dataset.name} no longer holds the images of {config}: they have changed")
+    subject = recorded(model, settings)
+    if any(subject.settings.get(key) != settings.get(key) for key in ("data_hash", "images_hash", "parts_hash")):
+        raise OptionError(f"the images of {config} are no longer the same: they have changed since")
     if (
         settings["mask"] not in MASKS
         and hash_tensors(_file_mask(settings["mask"], model).tensors) != settings["mask_hash"]
     ):
         raise OptionError(f"{settings['mask']} is no longer the mask of {config}: it has changed")
-    task = Task.of_classes(settings["forget"], dataset.class_names, model.erased_classes)
     method = options.build(registry.load("methods", settings["method"]), settings["method"], settings["options"])
     scoring = options.build(SaliencySettings, "saliency", settings["saliency"])
     judging = Judging.from_json(settings["judging"])
-    return _carried_out(settings, out, _Plan(model, model.clone(), dataset, task, method, scoring, judging))
+    return _carried_out(settings, out, _Plan(model, subject, method, scoring, judging))
 
 
 def _resolved(request: Request, model: Model) -> tuple[Method, SaliencySettings]:
@@ -118,8 +118,9 @@ def _resolved(request: Request, model: Model) -> tuple[Method, SaliencySettings]
                 f"{request.method} has no preset {request.preset!r}{suggestion(request.preset, kind.presets)}"
             )
         preset = dict(kind.presets[request.preset])
-    scores = [card.pop("saliency", {}), preset.pop("saliency", {}), request.saliency]
-    layers = [kind.defaults_of.get(model.family, {}), card, preset, request.options]
+    family = dict(kind.defaults_of.get(model.family, {}))
+    scores = [*(layer.pop("saliency", {}) for layer in (family, card, preset)), request.saliency]
+    layers = [family, card, preset, request.options]
     # Steps that are asked for replace epochs that are only a default.
     layers = [{"epochs": 0.0, **layer} if "steps" in layer and _has_epochs(kind) else layer for layer in layers]
     scoring = options.build(SaliencySettings, "the saliency", *scores)
@@ -132,7 +133,7 @@ def _has_epochs(kind: Any) -> bool:
 
 
 def _settings(
-    request: Request, model: Model, dataset: Dataset, method: Method, scoring: SaliencySettings
+    request: Request, model: Model, subject: Subject, method: Method, scoring: SaliencySettings
 ) -> dict[str, Any]:
     mask = request.mask or method.default_mask
     if mask != "none" and not method.takes_mask:
@@ -142,11 +143,7 @@ def _settings(
     return {
         "model": located(request.model),
         "model_hash": model.hash,
-        "forget": request.forget,
-        "data": placed(request.data),
-        "data_dir": str(Path(request.data_dir).resolve()) if request.data_dir else None,
-        "image_size": request.image_size,
-        "data_hash": dataset.hash,
+        **subject.settings,
         "method": request.method,
         "options": asdict(method),
         "mask": mask if mask in MASKS else str(Path(mask).resolve()),
@@ -178,24 +175,26 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan) -> dict
         run.document = agreed(run.document)
         if run.done:
             return run.result
-        model = plan.model
+        model, subject = plan.model, plan.subject
         if "trained" in run.document:
             model = load_model(run.folder / "model").to(plan.model.device)
+            subject.prepare(model)
         else:
             _train(run, plan)
         result: dict[str, Any] = {
             "run": str(run.folder),
             "method": settings["method"],
             "mask": settings["mask"],
-            "forget": plan.task.concept,
+            "forget": subject.task.concept,
             "ua": None,
             "ra": None,
             **run.document["trained"],
         }
         before = after = None
         if settings["evaluate"]:
-            before = evidence_for(plan.original, plan.task, plan.dataset, plan.judging, None)
-            after = evidence_for(model, plan.task, plan.dataset, plan.judging, run.folder / "samples", before)
+            original = original_of(settings, model.device)
+            before = subject.evidence(original, plan.judging, None)
+            after = subject.evidence(model, plan.judging, run.folder / "samples", before)
             result |= measured(after, plan.judging.metrics)
             result["original"] = {"seconds": 0.0, **measured(before, plan.judging.metrics)}
         if is_main():
@@ -207,15 +206,22 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan) -> dict
 
 def _train(run: Run, plan: _Plan) -> None:
     """Mask and method; leaves model/ and what is known of it as `trained` in run.json."""
-    settings, model = run.settings, plan.model
-    forget, retain = plan.dataset.of_classes(plan.task.forget), plan.dataset.of_classes(plan.task.retain)
+    settings, model, subject = run.settings, plan.model, plan.subject
+    held = 4 * sum(parameter.numel() for parameter in model.network.parameters())
+    # The cleaned model, a checkpoint (network and two moments), and the same once more while it is replaced.
+    require_room(run.folder, 5 * held, "this run", "give --out on another disk")
+    dataset, task = subject.dataset, subject.task
+    forget, retain = dataset.of_classes(task.forget), dataset.of_classes(task.retain)
     run.update(device=str(model.device), threads=torch.get_num_threads())
     mask = _mask(run, plan, forget)
     on_step = _probing(settings["probe_every"], plan)
     for name in ("weights_dtype", "erase"):  # rounding would move held weights; the options were for the original
         model.info.pop(name, None)
-    model.info["erased_classes"] = sorted({*model.erased_classes, *plan.task.forget})
-    job = Job(plan.task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
+    if "dtypes" in model.info:  # one format for all parts, or the stock pipeline could not draw from the folder
+        model.info["base_dtype"] = model.info["dtypes"]["unet"]
+        model.info["dtypes"] = dict.fromkeys(model.info["dtypes"], "float32")
+    subject.mark(model.info)
+    job = Job(task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
     try:
         outcome = plan.method.erase(model, job)
     except DivergedError as error:
@@ -234,9 +240,17 @@ def _train(run: Run, plan: _Plan) -> None:
             "mask_seconds": mask_seconds,
             "steps": len(outcome.records),
             "hash": model.hash,
-            **_change(model, plan.original),
+            **_change(model, original_of(settings, torch.device("cpu"))),
         }
     )
+
+
+def original_of(settings: Mapping[str, Any], on: torch.device) -> Model:
+    """The model that a run began from, loaded anew; raises OptionError when it is no longer that."""
+    model = load_model(settings["model"]).to(on)
+    if model.hash != settings["model_hash"]:
+        raise OptionError(f"{settings['model']} is no longer the model of this run: its weights have changed")
+    return model
 
 
 def _change(model: Model, original: Model) -> dict[str, Any]:
@@ -244,9 +258,10 @@ def _change(model: Model, original: Model) -> dict[str, Any]:
     changed = total = 0
     moved = size = 0.0
     for after, before in zip(model.network.parameters(), original.network.parameters(), strict=True):
-        changed += int((after != before).sum())
+        moved_by = after.detach().cpu() - before.detach()
+        changed += int((after.detach().cpu() != before).sum())
         total += after.numel()
-        moved += float((after - before).detach().double().square().sum())
+        moved += float(moved_by.double().square().sum())
         size += float(before.detach().double().square().sum())
     return {"changed_weights": changed, "total_weights": total, "relative_change": (moved / size) ** 0.5}
 
@@ -264,30 +279,22 @@ def _mask(run: Run, plan: _Plan, forget: Dataset) -> Mask | None:
     partial = run.folder / ".saliency"
     if kind in MASKS:
         seed = run.settings["seed"]
-        mask = build_mask(kind, plan.model, forget, plan.scoring, seed, partial, run.fingerprint, plan.task.concept)
+        concept = plan.subject.task.concept
+        how = (forget, plan.scoring, seed, partial, run.fingerprint, concept)
+        mask = build_mask(kind, plan.model, *how, low_memory=getattr(plan.method, "memory", "") == "low")
     else:
         mask = _file_mask(kind, plan.model)
     run.update(mask_seconds=time.perf_counter() - began, mask_density=mask.density)
     if is_main():
         mask.save(path)
         partial.unlink(missing_ok=True)
+        mask = Mask.load(path)  # a bit a weight from here on, not a byte
     return mask
 
 
 def _probing(every: int, plan: _Plan) -> Callable[[int], Mapping[str, Any]] | None:
-    """A look at UA and RA every so many steps: 32 forget and 32 retain images in 20 denoising steps."""
+    """A look at UA and RA every so many steps."""
     if not every:
         return None
-    model, task, judge = plan.model, plan.task, held_classifier(plan.judging.classifier, plan.dataset)
-    if judge is None or not isinstance(model, DiffusionModel) or not model.conditional:
-        raise NotApplicableError("--probe-every needs a class-conditional generator and a classifier of its data")
-    seeds = {
-        label: [derive(plan.judging.sample_seed, "probe", label, i) for i in range(max(1, 32 // len(group)))]
-        for group in (task.forget, task.retain)
-        for label in group
-    }
-
-    def look(done: int) -> Mapping[str, Any]:
-        return probe(model, task, judge, seeds, steps=20) if done % every == 0 else {}
-
-    return look
+    look = plan.subject.look(plan.model, plan.judging)
+    return lambda done: look(plan.model) if done % every == 0 else {}

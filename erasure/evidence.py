@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,20 @@ from erasure.images import to_float
 from erasure.inception import inception_features, load_inception
 from erasure.models import DiffusionModel, Model
 from erasure.models.classifier import Classifier
-from erasure.samples import Samples, SampleSettings, draw
+from erasure.samples import UNCONDITIONAL, Samples, SampleSettings, draw
 from erasure.task import Task
 
 Part = Literal["forget", "retain"]
+Kind = Literal["domain", "across", "together"]
+IMAGES_A_ROW = 8
+
+
+class PictureRow(NamedTuple):
+    """A row of a picture: its name, images uint8 (n, h, w, c), and whether it was to be forgotten."""
+
+    name: str
+    images: np.ndarray
+    forgotten: bool
 
 
 class Evidence:
@@ -27,6 +37,8 @@ class Evidence:
     A generator is judged by a held `classifier` on the images it draws for each class; a classifier by its own answers
     on `dataset`. `original` is the evidence of the unchanged model, made from the same seeds.
     """
+
+    default_metrics: tuple[str, ...] = ("ua", "ra", "forget_share", "fd_classifier", "paired_distance")
 
     def __init__(
         self,
@@ -56,6 +68,19 @@ class Evidence:
                 f"`erasure train classifier --data {self.dataset.name}`"
             )
         return self.held
+
+    @property
+    def judge_hash(self) -> str | None:
+        """Hash of the classifier that judges samples, None without one."""
+        return None if self.held is None else self.held.hash
+
+    def correct_in(self, kind: Kind) -> np.ndarray:
+        """What prompts show; classes show nothing but themselves."""
+        raise NotApplicableError("it needs prompts that say what they show: a text-to-image model and a concept")
+
+    def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
+        """What prompts say; classes say nothing."""
+        raise NotApplicableError("it needs prompts: a text-to-image model and a concept")
 
     @cached_property
     def samples(self) -> Samples:
@@ -108,6 +133,18 @@ class Evidence:
         drawn = self.samples.images[self.chosen("retain") if self.has_classes else slice(None)]
         real = self.reference("retain").images
         return inception_features(network, to_float(drawn)), inception_features(network, to_float(real))
+
+    def picture(self) -> list[PictureRow]:
+        """A row a class, forgotten ones first."""
+        order = [*self.task.forget, *self.task.retain] if self.has_classes else [UNCONDITIONAL]
+        return [
+            PictureRow(
+                self.task.class_names[label] if label >= 0 else "samples",
+                self.samples.images[self.samples.labels == label][:IMAGES_A_ROW],
+                label in self.task.forget,
+            )
+            for label in order
+        ]
 
     @property
     def has_classes(self) -> bool:

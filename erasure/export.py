@@ -1,193 +1,175 @@
-"""Export a cleaned model: the stock library's folder, one safetensors file, or a sparse delta against its original.
+"""Export a cleaned model: a stock folder, one file in the original layout, the network alone, a delta, or a LoRA.
 
-Every form carries its provenance, and a delta applied to the original gives the cleaned weights bit for bit.
+Every form carries its provenance and a card, and a delta applied to the original gives the cleaned weights bit for bit.
 """
 
 from __future__ import annotations
 
+import copy
 import json
-import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from erasure.delta import DELTA, VALUES_ONLY, applied, check_fits
 from erasure.errors import ModelError, OptionError, OutputError, RunError, suggestion
-from erasure.models import Model, load_model
-from erasure.run import atomic_folder, read_json, read_record, write_json
-from erasure.weights import hash_tensors, read_tensors, write_tensors
+from erasure.forms import FORMATS, Cleaned, Manner, write
+from erasure.models import Model, load_model, resolve
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.notes import tell
+from erasure.provenance import MARKS, SIDECAR, name_of, provenance_of, read_provenance
+from erasure.run import read_json, read_record
+from erasure.weights import hash_tensors, read_tensors
 
-FORMATS = ("diffusers", "safetensors", "delta")
-DELTA = "erasure-delta-1"
-BITS_OF = {2: torch.int16, 4: torch.int32, 8: torch.int64, 1: torch.uint8}
+DTYPES = ("float16", "bfloat16", "float32")
 
 
-def export(run: str | Path, form: str, out: str | Path) -> dict[str, Any]:
+def export(
+    run: str | Path,
+    form: str,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    rank: int = 8,
+    lora_keys: str = "kohya",
+    base: str | None = None,
+) -> dict[str, Any]:
     """Write the cleaned model of `run` to `out` as one of FORMATS; returns what was written, its size and provenance.
 
-    `out` must not exist, unless it is an earlier export of the same model. Raises RunError for an unfinished run.
+    `dtype` is one of DTYPES (default: what the base came in), `rank` and `lora_keys` are a LoRA's, `base` says where
+    the run's original is now. `out` must not exist, unless it is an earlier export of the same model. Raises RunError
+    for an unfinished run, ModelError when the run's model or its original is no longer what it was.
     """
     if form not in FORMATS:
         raise OptionError(f"unknown --format {form!r}{suggestion(form, FORMATS)}")
+    manner = Manner(_number_format(dtype), rank, lora_keys)
     folder, target = Path(run), Path(out)
     document = read_record(folder / "run.json")
     if document.get("verb") != "erase" or "trained" not in document:
         raise RunError(f"{folder} is not a finished erasure: run `erasure erase --out {folder} ...` first")
+    _check_free(target, document["trained"]["hash"])
     model = load_model(folder)
-    provenance = provenance_of(document)
+    provenance = provenance_of(document, model.info)
     if model.hash != provenance["hash"]:
         raise ModelError(f"{folder / 'model'} is not the model this run made: its weights have changed since")
-    _check_free(target, provenance["hash"])
-    if form == "diffusers":
-        _write_folder(folder / "model", target, provenance)
-    else:
-        tensors, header = _single(model) if form == "safetensors" else _delta(model, document)
-        write_tensors(target, tensors, {**header, "erasure": json.dumps(provenance)})
-        write_json(target.with_suffix(target.suffix + ".json"), provenance)
+    original, place = _original(folder, document["settings"], base)
+    written = write(form, Cleaned(original, model, provenance, _template(place)), target, manner)
+    return _result(target, form, written)
+
+
+def _number_format(name: str | None) -> torch.dtype | None:
+    if name is not None and name not in DTYPES:
+        raise OptionError(f"unknown --dtype {name!r}{suggestion(name, DTYPES)}")
+    return getattr(torch, name) if name else None
+
+
+def _original(folder: Path, settings: Mapping[str, Any], base: str | None) -> tuple[Model, str]:
+    """The model that a run began from, and where it is."""
+    place = base or settings["model"]
+    try:
+        model = load_model(place)
+    except ModelError as error:
+        if base:
+            raise ModelError(str(error).replace("--model", "--base", 1)) from error
+        why = str(error).removeprefix("--model ").partition(" (did you")[0]
+        raise ModelError(f"{folder} was made from another model: {why}: say with --base where it is now") from error
+    if model.hash != settings["model_hash"]:
+        raise ModelError(f"{place} is no longer the model this run began from: its weights have changed")
+    return model, place
+
+
+def _template(place: str) -> Path | None:
+    path = Path(resolve(place))
+    return path if path.is_file() else None
+
+
+def _result(target: Path, form: str, provenance: dict[str, Any]) -> dict[str, Any]:
     return {"out": str(target), "format": form, "bytes": _size(target), "provenance": provenance}
 
 
-def provenance_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file must say of itself: from which weights, by which method, with which seed, and how it scored."""
-    settings, trained, result = document["settings"], document["trained"], document.get("result", {})
-    scores = {name: score["value"] for name, score in result.get("metrics", {}).items()}
+def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
+    """Apply a delta; `out` becomes a folder, or one file when it ends in .safetensors.
+
+    Applied to the model it was made from it gives the cleaned model bit for bit, in the number format of that model or
+    in `dtype`; to another fine-tune of the same architecture it adds the same change, and says so. Raises ModelError
+    when the model is of another architecture, or when the delta is damaged.
+    """
+    tensors, header = read_tensors(Path(delta))
+    provenance = read_provenance(header, delta)
+    if header.get("format") not in (DELTA, VALUES_ONLY) or not {"base_hash", "hash"} <= set(header) or not provenance:
+        raise ModelError(f"--apply {delta} is not a delta: make one with `erasure export RUN --format delta`")
+    number_format, target = _number_format(dtype), Path(out)
+    base = load_model(model)
+    own = base.hash == header["base_hash"]
+    if not own:
+        _check_relative(base, header, f"--to {model} is not the model that {delta} was made from")
+    moved = applied(base.network.state_dict(), tensors, exact=own)
+    found = hash_tensors(moved)
+    if own and found != header["hash"]:
+        raise ModelError(f"{delta} is damaged: applied to {model} it does not give the cleaned model")
+    if not own:
+        tell(f"{delta} was applied to another model than it was made for: audit the result again")
+        provenance = _of_relative(provenance, model, base.hash, found)
+    _check_free(target, found)
+    cleaned = Cleaned(base, _with_weights(base, moved, provenance), _bare(provenance), _template(model))
+    form = "safetensors" if target.suffix == ".safetensors" else "diffusers"
+    written = write(form, cleaned, target, Manner(number_format))
+    return _result(target, "delta applied", written)
+
+
+def _check_relative(base: Model, header: Mapping[str, str], refusal: str) -> None:
+    """A delta can be added to a model of the same architecture, if it holds what was added."""
+    if header["format"] == VALUES_ONLY:
+        raise ModelError(f"{refusal}: export the delta again to apply it to others, this one holds whole weights")
+    try:
+        shapes = json.loads(header["shapes"])
+        check_fits(shapes, base.network.state_dict(), refusal)
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"{refusal}, and it does not say which tensors it fits: the file is damaged") from error
+
+
+def _of_relative(provenance: Mapping[str, Any], model: str, base_hash: str, found: str) -> dict[str, Any]:
+    """The provenance of a change that was added to another model: what was measured does not hold for it."""
     return {
-        "tool": f"erasure {version('erasure')}",
-        "base": Path(settings["model"]).name if Path(settings["model"]).is_absolute() else settings["model"],
-        "base_hash": settings["model_hash"],
-        "hash": trained["hash"],
-        "data_hash": settings["data_hash"],
-        "forget": settings["forget"],
-        "method": settings["method"],
-        "options": settings["options"],
-        "mask": Path(settings["mask"]).name,
-        "mask_density": document.get("mask_density"),
-        "saliency": settings["saliency"],
-        "seed": settings["seed"],
-        "changed_weights": trained["changed_weights"],
-        "total_weights": trained["total_weights"],
-        "metrics": scores,
-        "versions": document["versions"],
+        **provenance,
+        "delta": {key: provenance.get(key) for key in ("base", "base_hash", "hash")},
+        "applied_to": "another model than it was made for",
+        "base": name_of(model),
+        "base_hash": base_hash,
+        "hash": found,
+        "metrics": {},
     }
 
 
-def _single(model: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return dict(model.network.state_dict()), {"format": "pt"}
-
-
-def _delta(model: Model, document: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    settings = document["settings"]
-    base = load_model(settings["model"])
-    if base.hash != settings["model_hash"]:
-        raise ModelError(f"{settings['model']} is no longer the model this run began from: its weights have changed")
-    tensors = difference(base.network.state_dict(), model.network.state_dict())
-    return tensors, {"format": DELTA, "base_hash": base.hash, "hash": document["trained"]["hash"]}
-
-
-def difference(base: Mapping[str, Tensor], cleaned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What differs, bit by bit, as `<name>::values` with `::index` (positions), `::bits` (one bit a weight) or neither.
-
-    Of the three each tensor takes the smallest; tensors that are equal take nothing.
-    """
-    found: dict[str, Tensor] = {}
-    for name, after in cleaned.items():
-        flat = after.detach().cpu().contiguous().reshape(-1)
-        changed = _as_bits(flat) != _as_bits(base[name].detach().cpu().contiguous().reshape(-1))
-        count, total = int(changed.sum()), changed.numel()
-        if not count:
-            continue
-        wide = total >= 1 << 31
-        sizes = {
-            "index": count * (flat.element_size() + (8 if wide else 4)),
-            "bits": count * flat.element_size() + (total + 7) // 8,
-            "": total * flat.element_size(),
-        }
-        form = min(sizes, key=lambda key: sizes[key])
-        found[f"{name}::values"] = flat[changed] if form else flat.clone()
-        if form == "index":
-            found[f"{name}::index"] = changed.nonzero().flatten().to(torch.int64 if wide else torch.int32)
-        elif form == "bits":
-            found[f"{name}::bits"] = torch.from_numpy(np.packbits(changed.numpy()))
-    return found
-
-
-def applied(base: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `difference` was taken from; raises ModelError when the delta names tensors the base lacks."""
-    cleaned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in base.items()}
-    for key, values in delta.items():
-        name, _, kind = key.partition("::")
-        if kind != "values":
-            continue
-        if name not in cleaned:
-            raise ModelError(f"the delta changes tensor {name!r}, which the model does not have")
-        flat = cleaned[name].reshape(-1)
-        try:
-            _scatter(flat, values, delta.get(f"{name}::index"), delta.get(f"{name}::bits"))
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise ModelError(f"the delta's change of tensor {name!r} does not fit: the file is damaged") from error
-    return cleaned
-
-
-def _scatter(flat: Tensor, values: Tensor, index: Tensor | None, bits: Tensor | None) -> None:
-    """Write `values` into `flat` at the coded positions, or all over it."""
-    if index is not None:
-        flat[index.long()] = values
-    elif bits is not None:
-        flat[torch.from_numpy(np.unpackbits(bits.numpy(), count=flat.numel()).view(bool))] = values
-    else:
-        flat.copy_(values)
-
-
-def apply_delta(delta: str | Path, model: str, out: str | Path) -> dict[str, Any]:
-    """Apply a delta to the model it was made from; `out` becomes a folder, or one file when it ends in .safetensors.
-
-    Raises ModelError when `model` is another one, or when the result is not, bit for bit, the cleaned model.
-    """
-    tensors, header = read_tensors(Path(delta))
-    if header.get("format") != DELTA or not {"base_hash", "hash", "erasure"} <= set(header):
-        raise ModelError(f"--apply {delta} is not a delta: make one with `erasure export RUN --format delta`")
-    base, target = load_model(model), Path(out)
-    if base.hash != header["base_hash"]:
-        raise ModelError(
-            f"--to {model} is not the model that {delta} was made from "
-            f"(hash {base.hash[:12]}, expected {header['base_hash'][:12]})"
-        )
-    provenance = json.loads(header["erasure"])
-    _check_free(target, provenance["hash"])
-    cleaned = applied(base.network.state_dict(), tensors)
-    if hash_tensors(cleaned) != header["hash"]:
-        raise ModelError(f"{delta} is damaged: applied to {model} it does not give the cleaned model")
-    base.network.load_state_dict(cleaned)
+def _with_weights(base: Model, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Model:
+    """A twin of the base with other weights in its network, marked as the run marked its own."""
+    twin = copy.copy(base)
+    twin.network, twin.info = copy.deepcopy(base.network), copy.deepcopy(base.info)
+    twin.network.load_state_dict(tensors, assign=True)
     for name in ("weights_dtype", "erase"):
-        base.info.pop(name, None)
-    if target.suffix == ".safetensors":
-        write_tensors(target, cleaned, {"format": "pt", "erasure": json.dumps(provenance)})
-        write_json(target.with_suffix(".safetensors.json"), provenance)
-    else:
-        base.save(target)
-        write_json(target / "provenance.json", provenance)
-    return {"out": str(target), "format": "delta applied", "bytes": _size(target), "provenance": provenance}
+        twin.info.pop(name, None)
+    for key, value in provenance.get("marks", {}).items():
+        if key in MARKS:
+            own = twin.info.get(key, [])
+            twin.info[key] = [*own, *(mark for mark in value if mark not in own)] if isinstance(value, list) else value
+    if isinstance(twin, StableDiffusion):
+        twin.info["base_dtype"] = twin.info["dtypes"]["unet"]
+    return twin
 
 
-def _as_bits(flat: Tensor) -> Tensor:
-    return flat.view(BITS_OF[flat.element_size()])
-
-
-def _write_folder(source: Path, target: Path, provenance: Mapping[str, Any]) -> None:
-    with atomic_folder(target) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
-        write_json(temporary / "provenance.json", provenance)
+def _bare(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The provenance without what was true of the delta's file alone."""
+    return {key: value for key, value in provenance.items() if key not in ("format", "dtype", "changed", "sha256")}
 
 
 def _check_free(target: Path, own_hash: str) -> None:
     """Refuse to replace anything but an earlier export of the same model."""
     if target.is_dir():
-        card = target / "provenance.json"
-        found = read_json(card).get("hash") if card.is_file() else None
+        sidecar = target / SIDECAR
+        found = read_json(sidecar).get("hash") if sidecar.is_file() else None
         free = found == own_hash or not any(target.iterdir())
     elif target.exists():
         free = _hash_inside(target) == own_hash
@@ -200,10 +182,10 @@ def _check_free(target: Path, own_hash: str) -> None:
 def _hash_inside(target: Path) -> str | None:
     """The cleaned model's hash in the provenance of an earlier export, None for any other file."""
     try:
-        found = json.loads(read_tensors(target)[1].get("erasure", "{}"))
-    except (ModelError, ValueError):
+        found = read_provenance(read_tensors(target)[1], target)
+    except ModelError:
         return None
-    return found.get("hash") if isinstance(found, dict) else None
+    return found.get("hash") if found else None
 
 
 def _size(target: Path) -> int:

@@ -10,25 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import OutputError, RunError
-from erasure.evaluate import data_of
 from erasure.mask import Mask
 from erasure.models import load_model
 from erasure.processes import device
 from erasure.run import fingerprint, held, is_main, writing
 from erasure.saliency import SaliencySettings, build_mask
-from erasure.task import Task
+from erasure.subjects import Wanted, subject_of
 
 
 def make_mask(
     model: str,
-    forget: str,
+    wanted: Wanted,
     out: str | Path,
     settings: SaliencySettings,
     *,
     kind: str = "saliency",
-    data: str | None = None,
-    data_dir: str | None = None,
-    image_size: int | None = None,
     seed: int = 0,
     checkpoint_every: int = 50,
 ) -> dict[str, Any]:
@@ -42,9 +38,9 @@ def make_mask(
     if path.is_dir():
         raise OutputError(f"--out {path} is a folder: give a file such as {path / 'mask.safetensors'}")
     loaded = load_model(model).to(device())
-    dataset = data_of(loaded, data, data_dir, image_size)
-    task = Task.of_classes(forget, dataset.class_names)
-    given = {"kind": kind, "model": loaded.hash, "forget": task.forget, "data": dataset.name, "seed": seed}
+    subject = subject_of(loaded, wanted, seed)
+    about = {**subject.settings, "forget": subject.task.forget}
+    given = {"kind": kind, "model": loaded.hash, "about": about, "seed": seed}
     key = fingerprint({**given, **asdict(settings)})
     with _alone(path):
         if path.exists():
@@ -54,7 +50,8 @@ def make_mask(
         else:
             began = time.perf_counter()
             partial = path.with_name(f".{path.name}.partial")
-            forgotten = dataset.of_classes(task.forget)
+            task = subject.task
+            forgotten = subject.dataset.of_classes(task.forget)
             made = build_mask(kind, loaded, forgotten, settings, seed, partial, key, task.concept, checkpoint_every)
             extra = {"fingerprint": key, "kind": kind, "seconds": time.perf_counter() - began}
             mask = Mask(made.tensors, {**made.provenance, **extra})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ CHUNK = 1 << 20
 class Mask:
     """True where a weight may move, by tensor name; `provenance` says from which model, concept, rule and seed."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -129,10 +129,27 @@ class Mask:
         try:
             shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
             provenance = json.loads(header["provenance"])
-            tensors = {name: _unpacked(packed[name], shape) for name, shape in shapes.items()}
+            for name, shape in shapes.items():
+                _unpacked(packed[name], shape)
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise MaskError(f"--mask {path} is damaged: {error}") from error
-        return cls(tensors, provenance)
+        return cls(_Bits(packed, shapes), provenance)
+
+
+class _Bits(Mapping[str, Tensor]):
+    """Booleans by name that are kept as one bit a weight and unpacked, tensor by tensor, when they are asked for."""
+
+    def __init__(self, bits: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._bits, self._shapes = bits, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _unpacked(self._bits[name], self._shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def _unpacked(bits: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -28,7 +28,7 @@ from erasure.run import Log, read_log
 from erasure.seeds import derive
 
 Precision = Literal["float32", "bf16"]
-Optimizer = Literal["adam", "adamw", "sgd"]
+Optimizer = Literal["adam", "adamw", "sgd", "adamw8bit"]
 Schedule = Literal["constant", "cosine"]
 
 
@@ -48,6 +48,7 @@ class LoopSettings:
     ema_decay: float = 0.0
     precision: Precision = "float32"
     accumulate: int = 1
+    lean_optimizer: bool = False
     compile: bool = False
     checkpoint_every: int = 50
     loss_limit: float = 1e4
@@ -149,7 +150,8 @@ class _Loop:
             mask.check(network)
         self.network, self.settings, self.seed = network, settings, seed
         self.state = PartialState()
-        self.free = FreeWeights(network, mask, trains, norm_over_all=settings.clip_before_mask)
+        lean = settings.lean_optimizer
+        self.free = FreeWeights(network, mask, trains, norm_over_all=settings.clip_before_mask, lean=lean)
         self.optimizer = _optimizer(self.free.parameters, settings, self.state.device.type)
         self.ema = [p.detach().clone() for p in network.parameters()] if settings.ema_decay else []
         self.path = folder / "checkpoint.safetensors" if folder else None
@@ -189,15 +191,11 @@ class _Loop:
         torch.manual_seed(derive(self.seed, "network", index))
         due = index > self.start and index % settings.checkpoint_every == 0
         # The forward pass moves running statistics, so a checkpoint of this step takes them from before it.
-        buffers = {name: buffer.clone() for name, buffer in self.network.named_buffers()} if due else {}
+        buffers = {name: value.clone() for name, value in self._kept_buffers()} if due else {}
         losses = self._gradients(index, loss)
         limit = settings.clip_norm or math.inf
-        if settings.clip_before_mask:
-            norm = float(nn.utils.clip_grad_norm_(self.network.parameters(), limit))
-            self.free.collect()
-        else:
-            self.free.collect()
-            norm = float(nn.utils.clip_grad_norm_(self.free.parameters, limit))
+        norm = float(nn.utils.clip_grad_norm_(self.free.holders, limit))
+        self.free.collect()
         values = {name: value.item() for name, value in losses.items()}
         if not (abs(values["loss"]) <= settings.loss_limit and math.isfinite(norm)):
             self._stop_diverged(index, values["loss"])
@@ -206,13 +204,16 @@ class _Loop:
         rate = settings.learning_rate_at(index)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.free.spread()
+        self.free.step(self.optimizer)
         if self.ema:
             decay = min(settings.ema_decay, (1 + index) / (10 + index))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.network.parameters()], 1 - decay)
         return {"step": index, **values, "grad_norm": norm, "learning_rate": rate}
+
+    def _kept_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The buffers that belong to the network's state; others are made anew with it."""
+        kept = self.network.state_dict().keys()
+        return ((name, buffer) for name, buffer in self.network.named_buffers() if name in kept)
 
     def _gradients(self, index: int, loss: Loss) -> dict[str, Tensor]:
         """Accumulate gradients over our parts of the batch; the mean of each named loss over all of them."""
@@ -228,7 +229,7 @@ class _Loop:
                 sums[name] = sums.get(name, 0) + value.detach() / accumulate
         if processes > 1:
             sums = {name: reduce(value, "mean") for name, value in sums.items()}
-            for parameter in self.network.parameters():
+            for parameter in self.free.holders:
                 if parameter.grad is not None:
                     parameter.grad = reduce(parameter.grad, "mean")
         return sums
@@ -246,9 +247,10 @@ class _Loop:
     def _stop_diverged(self, index: int, value: float) -> None:
         """Go back to the last checkpoint, whose loss is known to be finite, and raise."""
         good = self._resume()
+        also = ", or use --precision float32" if self.settings.precision == "bf16" else ""
         raise DivergedError(
             f"training diverged at step {index} (loss {value:.4g}); the last good weights are those of step {good}: "
-            "lower --learning-rate, or stop earlier with --steps",
+            f"lower --learning-rate, or stop earlier with --steps{also}",
             good,
         )
 
@@ -271,11 +273,19 @@ class _Loop:
 
 
 def _optimizer(parameters: list[nn.Parameter], settings: LoopSettings, device: str) -> torch.optim.Optimizer:
-    fused = device in ("cpu", "cuda")
-    common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": fused}
+    common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise OptionError(
+                "--optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or choose adam, adamw or sgd"
+            ) from error
+        return AdamW8bit(parameters, **common)
+    common["fused"] = device in ("cpu", "cuda")
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if settings.optimizer not in kinds:
-        raise OptionError(f"unknown --optimizer {settings.optimizer!r}: expected adam, adamw or sgd")
+        raise OptionError(f"unknown --optimizer {settings.optimizer!r}: expected adam, adamw, sgd or adamw8bit")
     return kinds[settings.optimizer](parameters, **common)

@@ -11,14 +11,15 @@ from erasure.options import add_flags, given_flags
 
 VERBS = {
     "demo": "erase a digit from the model that ships, measure it and show it",
-    "train": "train a DDPM or a classifier from nothing",
+    "train": "train a DDPM, a small Stable Diffusion or a classifier from nothing",
     "mask": "compute which weights are salient for what is to be forgotten",
-    "erase": "erase classes from a model into a run folder",
+    "erase": "erase classes or a concept from a model into a run folder",
     "generate": "draw images from a model or a run",
     "evaluate": "measure a run or a model",
     "compare": "put runs side by side",
     "export": "write a cleaned model for other tools",
-    "list": "list methods, metrics, models or data",
+    "verify": "say what a file is, and prove what changed in it",
+    "list": "list methods, metrics, models, data or concepts",
 }
 
 
@@ -56,12 +57,44 @@ def parser_of(verb: str, *examples: str) -> Parser:
 
 def data_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Flags for which data is meant."""
-    text = "digits, cifar10, a folder or archive of class folders, or a hub id"
+    text = "digits, digits_styles, cifar10, a folder or archive of class folders, or a hub id"
     parser.add_argument(
         "--data", required=required, help=text + ("" if required else " (default: what the model was trained on)")
     )
     parser.add_argument("--data-dir", help="where a named data set lies on disk")
     parser.add_argument("--image-size", type=int, help="bring images to this size")
+
+
+def model_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag for which model is meant."""
+    parser.add_argument(
+        "--model", required=True, help="a shipped name, a folder, a .safetensors or .ckpt file, a run, or a hub id"
+    )
+
+
+def wanted_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags for what is to be forgotten, in classes or in words, and for the data behind it."""
+    from erasure.material import MaterialSettings
+
+    parser.add_argument("--forget", help="classes by index or name, or words for a text-to-image model, by commas")
+    group = parser.add_argument_group("what a text-to-image model is to forget")
+    group.add_argument("--concept", help="presets of prompts/ (nudity, van-gogh, imagenette/church, ...) or CSV files")
+    group.add_argument(
+        "--anchor", help="what takes the place of --forget: one for all, or one for each (default: nothing)"
+    )
+    group.add_argument("--retain", help="prompts to keep, joined by commas, or a CSV file (default: everyday prompts)")
+    add_flags(group, MaterialSettings)
+    data_flags(parser)
+
+
+def wanted_given(values: argparse.Namespace) -> Any:
+    """What the flags of `wanted_flags` ask for."""
+    from erasure.material import MaterialSettings
+    from erasure.subjects import Wanted
+
+    names = ("forget", "data", "data_dir", "image_size", "concept", "anchor", "retain")
+    material = given_flags(MaterialSettings, vars(values))
+    return Wanted(**{name: getattr(values, name) for name in names}, material=material)
 
 
 def judging_flags(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +104,7 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the result is judged")
     group.add_argument("--metrics", help="names joined by commas (default: all that apply without further files)")
     group.add_argument("--classifier", help="model that judges samples (default: the one that ships for the data)")
+    group.add_argument("--clip", help="CLIP model for clip_score, a folder or a hub id")
     group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
     group.add_argument("--sample-seed", type=int, help="seed of the samples (default 0)")
     add_flags(group, SampleSettings)
@@ -80,7 +114,7 @@ def judging_given(values: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `judging_flags` ask for: fields of Judging and SampleSettings, only those given."""
     from erasure.samples import SampleSettings
 
-    named = {key: getattr(values, key) for key in ("classifier", "inception", "sample_seed")}
+    named = {key: getattr(values, key) for key in ("classifier", "inception", "clip", "sample_seed")}
     given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     if values.metrics:
         given["metrics"] = tuple(part.strip() for part in values.metrics.split(",") if part.strip())

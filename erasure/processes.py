@@ -1,7 +1,11 @@
-"""Several processes under `accelerate launch`: which device, what the main one knows, and waiting for each other."""
+"""Several processes under `accelerate launch`: which device, what the main one knows, and a folder they share."""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -23,6 +27,9 @@ def agreed(value: T) -> T:
     return broadcast_object_list([value])[0]
 
 
-def wait() -> None:
-    """Go on when every process is here."""
-    PartialState().wait_for_everyone()
+@contextlib.contextmanager
+def shared_folder() -> Iterator[Path]:
+    """A temporary folder that all processes see, gone when all of them are done with it."""
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(agreed(own))
+        PartialState().wait_for_everyone()

@@ -55,6 +55,14 @@ class Recipe:
             raise OptionError(f"--steps {self.steps} must be at least 1")
         self.loop().check(self.batch_size)
 
+    def new(self, dataset: Dataset, seed: int) -> Model:
+        """An untrained model for `dataset` with random weights."""
+        return new_model(self, dataset, seed)
+
+    def fit(self, model: Any, dataset: Dataset, seed: int, *, folder: Path, fingerprint: str) -> Outcome:
+        """Train `model` in place on `dataset`, resumable in `folder`."""
+        return fit(model, self, dataset, seed, folder=folder, fingerprint=fingerprint)
+
     def loop(self) -> LoopSettings:
         """The same fields as the loop takes them."""
         return LoopSettings(
@@ -125,7 +133,7 @@ class ClassifierRecipe(Recipe):
 
     kind = "classifier"
 
-    arch: Annotated[str, "architecture: resnet-digits, resnet18 or resnet34"] = "resnet18"
+    arch: Annotated[str, "architecture: resnet-digits, resnet-small, resnet18 or resnet34"] = "resnet18"
     steps: Annotated[int, "optimiser steps"] = 2000
     batch_size: Annotated[int, "images a step"] = 128
     learning_rate: Annotated[float, "peak step size"] = 3e-3
@@ -144,6 +152,8 @@ def new_model(recipe: Recipe, dataset: Dataset, seed: int) -> Model:
     }
     weights_seed = derive(seed, "weights")
     if isinstance(recipe, ClassifierRecipe):
+        if dataset.aspects:
+            info["aspects"] = {name: asdict(aspect) for name, aspect in dataset.aspects.items()}
         return Classifier.new(recipe.arch, info, weights_seed)
     if not isinstance(recipe, DDPMRecipe):
         raise OptionError(f"unknown kind of model {recipe.kind!r}: expected ddpm or classifier")
@@ -189,10 +199,11 @@ def _default_widths(size: int) -> tuple[int, ...]:
 
 
 def recipe_of(info: dict[str, Any]) -> Recipe | None:
-    """The recipe that a model's `erasure.json` records, None when it records none."""
-    recorded = info.get("recipe")
-    if not recorded:
+    """The recipe of a network on classes that a model's `erasure.json` records, None when it records none."""
+    recorded = info.get("recipe") or {}
+    kinds: dict[str | None, type[Recipe]] = {kind.kind: kind for kind in (DDPMRecipe, ClassifierRecipe)}
+    kind: Any = kinds.get(recorded.get("kind"))
+    if kind is None:
         return None
-    kind = DDPMRecipe if recorded["kind"] == "ddpm" else ClassifierRecipe
     known = {field.name for field in fields(kind)}
     return replace(kind(), **{key: value for key, value in recorded.items() if key in known})

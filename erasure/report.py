@@ -23,10 +23,10 @@ from erasure.mask import Mask
 from erasure.models import DiffusionModel
 from erasure.run import Run, read_log, write_text
 
-IMAGES_A_CLASS = 8
 FRAME = (194, 65, 12)
 COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifier": "FD (classifier)",
-           "paired_distance": "paired distance", "steps_to_forget": "steps to UA 95 %",
+           "paired_distance": "paired distance", "ira": "IRA", "cra": "CRA", "composition": "pairs right",
+           "clip_score": "CLIP score", "steps_to_forget": "steps to UA 95 %",
            "fid": "FID", "kid": "KID"}  # fmt: skip
 
 
@@ -56,16 +56,16 @@ def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, a
 
 
 def before_and_after(before: Evidence, after: Evidence) -> np.ndarray:
-    """One colour picture: a row a class, the original's images left, the cleaned model's right, forgotten framed."""
-    order = [*after.task.forget, *after.task.retain] if after.has_classes else [-1]
+    """One colour picture: rows of the original's images left, the cleaned model's right, forgotten rows framed."""
     halves = []
     for evidence in (before, after):
-        rows = [evidence.samples.images[evidence.samples.labels == label][:IMAGES_A_CLASS] for label in order]
-        scale, gap = max(1, 40 // rows[0].shape[1]), 2
-        half = grid(rows, scale, gap)
+        rows = evidence.picture()
+        side, gap = rows[0].images.shape[1], 2
+        scale = max(1, 40 // side)
+        half = grid([row.images for row in rows], scale, gap)
         half = half if half.shape[-1] == 3 else half.repeat(3, axis=-1)
-        height = rows[0].shape[1] * scale + gap
-        for i in range(len(after.task.forget) if after.has_classes else 0):
+        height = side * scale + gap
+        for i in (i for i, row in enumerate(rows) if row.forgotten):
             top, bottom = i * height, (i + 1) * height + gap
             half[top : top + gap] = half[bottom - gap : bottom] = half[top:bottom, :gap] = FRAME
             half[top:bottom, -gap:] = FRAME
@@ -127,10 +127,10 @@ def _cell(score: Mapping[str, Any] | None) -> dict[str, str]:
     return {"value": f"{score['value']:.{digits}f}", "interval": shown, "n": f"n = {score['n']}"}
 
 
-def picture(image: np.ndarray, scale: int = 1) -> str:
-    """An image (h, w, c) as a data URI, pixels enlarged `scale` times."""
+def picture(image: np.ndarray) -> str:
+    """An image (h, w, c) as a data URI."""
     buffer = io.BytesIO()
-    as_picture(image.repeat(scale, axis=0).repeat(scale, axis=1)).save(buffer, format="PNG")
+    as_picture(image).save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -138,28 +138,16 @@ def _class_rows(before: Evidence | None, after: Evidence | None) -> list[dict[st
     """For each class, images from the same seeds before and after; forgotten classes first."""
     if before is None or after is None or not isinstance(after.model, DiffusionModel):
         return []
-    task, labels = after.task, after.samples.labels
     scale = max(1, 40 // after.samples.images.shape[1])
-    order = [*task.forget, *task.retain] if after.model.conditional else [-1]
-    rows = []
-    for label in order:
-        chosen = np.flatnonzero(labels == label)[:IMAGES_A_CLASS]
-        rows.append(
-            {
-                "name": "samples" if label < 0 else task.class_names[label],
-                "forgotten": label in task.forget,
-                "before": picture(_strip(before.samples.images[chosen]), scale),
-                "after": picture(_strip(after.samples.images[chosen]), scale),
-            }
-        )
-    return rows
-
-
-def _strip(images: np.ndarray) -> np.ndarray:
-    """Images (n, h, w, c) side by side with a white column between them, (h, n (w + 1) - 1, c)."""
-    gap = np.full((images.shape[1], 1, images.shape[3]), 255, np.uint8)
-    parts = [part for image in images for part in (image, gap)][:-1]
-    return np.concatenate(parts, axis=1)
+    return [
+        {
+            "name": new.name,
+            "forgotten": new.forgotten,
+            "before": picture(grid([old.images], scale)),
+            "after": picture(grid([new.images], scale)),
+        }
+        for old, new in zip(before.picture(), after.picture(), strict=True)
+    ]
 
 
 def _figures(run: Run) -> list[dict[str, Any]]:

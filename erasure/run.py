@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from erasure.errors import ErasureError, OutputError, RunError
+from erasure.litter import sweep
 
 SCHEMA = 1
 PACKAGES = ("erasure", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scikit-learn")
@@ -44,6 +45,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends, and vanishes when it fails."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             yield temporary
@@ -60,7 +62,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends, and vanishes when it fails."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        sweep(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent))
         try:
             yield temporary
             for entry in [temporary, *temporary.rglob("*")]:

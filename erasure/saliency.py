@@ -13,14 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from erasure.data import Batch, Dataset
 from erasure.errors import DivergedError, OptionError, RunError
-from erasure.images import to_float
 from erasure.mask import Mask, check_density
+from erasure.memory import recomputed_activations
 from erasure.models import Model
 from erasure.run import is_main
 from erasure.seeds import derive
@@ -58,13 +59,15 @@ def saliency_scores(
     seed: int = 0,
     partial: Path | None = None,
     fingerprint: str = "",
-    checkpoint_every: int = 50,
+    checkpoint_every: int = 10,
+    low_memory: bool = False,
 ) -> dict[str, Tensor]:
     """Scores by tensor name, shaped as the weights: one pass over `forget` in evaluation mode, no optimiser step.
 
     Each image gets one noise and one timestep (antithetic in its batch). `sum_abs` is |sum over batches of dL/dw| with
     L the mean loss over the forget set; with `clip_saliency` each batch's own mean is clipped, then added, as the
-    official DDPM code does. `partial` keeps the sums every `checkpoint_every` batches; a killed pass continues there.
+    official DDPM code does. `low_memory` recomputes activations and runs the forward pass in bf16. `partial` keeps the
+    sums every `checkpoint_every` batches; a killed pass continues there.
     Raises DivergedError when the loss is not finite.
     """
     settings.check()
@@ -74,13 +77,13 @@ def saliency_scores(
     scores = _restored(partial, fingerprint, network)
     start = int(scores.pop("start", torch.tensor(0)))
     batches = math.ceil(len(forget) / settings.saliency_batch_size)
-    with _prepared(network, scores, settings) as fold:
+    with _prepared(network, scores, settings) as fold, recomputed_activations(network, None, low_memory):
         for index in tqdm(
             range(start, batches), initial=start, total=batches, desc="saliency", disable=None, leave=False
         ):
             if partial is not None and index > start and index % checkpoint_every == 0:
                 _keep(partial, fingerprint, scores, index)
-            _backward(model, forget, settings, index, seed)
+            _backward(model, forget, settings, index, seed, low_memory)
             fold()
     if settings.score == "sum_abs":
         for score in scores.values():
@@ -97,7 +100,8 @@ def build_mask(
     partial: Path | None = None,
     fingerprint: str = "",
     concept: str = "",
-    checkpoint_every: int = 50,
+    checkpoint_every: int = 10,
+    low_memory: bool = False,
 ) -> Mask:
     """A mask of `scoring.density`: the salient weights, as many random ones, or the least salient ones (inverted)."""
     provenance = {"model_hash": model.hash, "concept": concept, "seed": seed, **asdict(scoring)}
@@ -112,6 +116,7 @@ def build_mask(
         partial=partial,
         fingerprint=fingerprint,
         checkpoint_every=checkpoint_every,
+        low_memory=low_memory,
     )
     if kind == "inverted":
         # The complement of the top part, so that at density 0.5 it is exactly what SalUn holds.
@@ -123,12 +128,16 @@ def build_mask(
     return Mask.top(scores, scoring.density, provenance)
 
 
-def _backward(model: Model, forget: Dataset, settings: SaliencySettings, index: int, seed: int) -> None:
+def _backward(
+    model: Model, forget: Dataset, settings: SaliencySettings, index: int, seed: int, low_memory: bool
+) -> None:
     """Gradient of one batch's share of the forget loss."""
-    chosen = slice(index * settings.saliency_batch_size, (index + 1) * settings.saliency_batch_size)
-    batch = Batch(to_float(forget.images[chosen]), torch.from_numpy(forget.labels[chosen]))
+    chosen = np.arange(len(forget))[index * settings.saliency_batch_size : (index + 1) * settings.saliency_batch_size]
+    batch = Batch(forget.samples(chosen), torch.from_numpy(forget.labels[chosen]))
     generator = torch.Generator().manual_seed(derive(seed, "saliency", index))
-    errors = model.errors(model.examples(batch, generator), settings.guidance_scale)
+    kind = model.device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=low_memory, cache_enabled=False):
+        errors = model.errors(model.examples(batch, generator), settings.guidance_scale)
     loss = errors.mean() if settings.clip_saliency else errors.sum() / len(forget)
     if not bool(torch.isfinite(loss)):
         raise DivergedError(

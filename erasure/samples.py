@@ -6,6 +6,7 @@ for two models, which makes samples of an original and an erased model pairs.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ from erasure.models import DiffusionModel
 from erasure.seeds import derive
 
 UNCONDITIONAL = -1
+IMAGES_A_CLASS = 50
+DRAWN_AT_ONCE = 1 << 17  # numbers in a batch of samples: 128 of 32 x 32 x 1, 8 of SD's latents, 2 of SDXL's
 DRAWING = 1  # raised whenever the same seed begins to give another image
 
 
@@ -30,11 +33,11 @@ DRAWING = 1  # raised whenever the same seed begins to give another image
 class SampleSettings:
     """How images are drawn; what is left at its default follows the model's own settings."""
 
-    num_images: Annotated[int, "images a class"] = 50
+    num_images: Annotated[int, "images a class or prompt; 0: 50 a class, 4 a prompt"] = 0
     guidance_scale: Annotated[float | None, "classifier-free guidance, 1 for none"] = None
     num_inference_steps: Annotated[int | None, "denoising steps"] = None
     eta: Annotated[float | None, "share of fresh noise in each step: 0 DDIM, 1 DDPM"] = None
-    sample_batch_size: Annotated[int, "images drawn at once"] = 128
+    sample_batch_size: Annotated[int, "images drawn at once; 0: as their size allows, at most 128"] = 0
 
     def overrides(self) -> dict[str, float]:
         """What differs from the model's own settings."""
@@ -46,11 +49,13 @@ class SampleSettings:
     def check(self) -> None:
         """Raise OptionError for a value outside its range."""
         if (
-            self.num_images < 1
-            or self.sample_batch_size < 1
+            self.num_images < 0
+            or self.sample_batch_size < 0
             or (self.num_inference_steps is not None and self.num_inference_steps < 1)
         ):
-            raise OptionError("--num-images, --num-inference-steps and --sample-batch-size must be at least 1")
+            raise OptionError(
+                "--num-images and --sample-batch-size must be at least 0, --num-inference-steps at least 1"
+            )
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise OptionError(f"--eta {self.eta} is outside [0, 1]: 0 is DDIM, 1 is DDPM")
 
@@ -63,40 +68,59 @@ class Samples:
     labels: np.ndarray
 
 
+@dataclass(frozen=True)
+class Item:
+    """One image to draw: under which label, from which seed, and where it is kept."""
+
+    label: int
+    seed: int
+    path: Path
+
+
 def draw(model: DiffusionModel, classes: Sequence[int], settings: SampleSettings, seed: int, folder: Path) -> Samples:
     """`settings.num_images` images of each class as `<folder>/<class name>/NNNNN.png`; files that exist are kept.
 
     `folder` must belong to this model, seed and settings.
     """
-    settings.check()
     chosen = list(classes) if model.conditional else [UNCONDITIONAL]
-    wanted = [(label, i) for label in chosen for i in range(settings.num_images)]
+    items = [
+        Item(label, derive(seed, "sample", label, i), path_of(model, folder, label, i))
+        for label in chosen
+        for i in range(settings.num_images or IMAGES_A_CLASS)
+    ]
+    return draw_items(model, items, settings)
+
+
+def draw_items(
+    model: DiffusionModel, items: Sequence[Item], settings: SampleSettings, description: str = "sample"
+) -> Samples:
+    """The images of `items`, those that are missing drawn and written; several processes share the work.
+
+    The batches are the same whatever is missing and whoever draws them, so that a resumed image has the same bits.
+    """
+    settings.check()
     state = PartialState()
-    # The same batches whatever is missing and whoever draws them, so that a resumed image has the same bits.
-    batches = [wanted[i : i + settings.sample_batch_size] for i in range(0, len(wanted), settings.sample_batch_size)]
-    for batch in tqdm(batches[state.process_index :: state.num_processes], desc="sample", disable=None, leave=False):
-        missing = {item for item in batch if not path_of(model, folder, *item).is_file()}
+    size = settings.sample_batch_size or max(1, min(128, DRAWN_AT_ONCE // math.prod(model.sample_shape)))
+    batches = [items[i : i + size] for i in range(0, len(items), size)]
+    for batch in tqdm(batches[state.process_index :: state.num_processes], desc=description, disable=None, leave=False):
+        missing = {item for item in batch if not item.path.is_file()}
         if not missing:
             continue
-        labels = torch.tensor([max(0, label) for label, _ in batch])
-        seeds = [derive(seed, "sample", label, i) for label, i in batch]
-        for item, image in zip(batch, to_uint8(model.generate(labels, seeds, **settings.overrides())), strict=True):
+        labels = torch.tensor([max(0, item.label) for item in batch])
+        drawn = model.generate(labels, [item.seed for item in batch], **settings.overrides())
+        for item, image in zip(batch, to_uint8(drawn), strict=True):
             if item in missing:
-                write_png(path_of(model, folder, *item), image)
+                write_png(item.path, image)
     state.wait_for_everyone()
     channels = model.image_shape[0]
-    images = [read_image(path, str(path), channels) for path in (path_of(model, folder, *item) for item in wanted)]
-    return Samples(np.stack(images), np.array([label for label, _ in wanted], dtype=np.int64))
+    images = [read_image(item.path, str(item.path), channels) for item in items]
+    return Samples(np.stack(images), np.array([item.label for item in items], dtype=np.int64))
 
 
 def path_of(model: DiffusionModel, folder: Path, label: int, index: int) -> Path:
     """Where image `index` of class `label` is kept."""
-    if label == UNCONDITIONAL:
-        name = "unconditional"
-    else:
-        name = model.class_names[label] if model.class_names else f"class-{label}"
-        name = re.sub(r"[^\w .,()-]|^\.+", "_", name)
-    return folder / name / f"{index:05d}.png"
+    name = "unconditional" if label == UNCONDITIONAL else model.name_of(label)
+    return folder / re.sub(r"[^\w .,()-]|^\.+", "_", name) / f"{index:05d}.png"
 
 
 def check_classes(model: DiffusionModel, classes: Sequence[int]) -> None:

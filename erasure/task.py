@@ -10,15 +10,18 @@ from erasure.errors import OptionError, suggestion
 
 @dataclass(frozen=True)
 class Task:
-    """Classes of a labelled data set to forget; every other class is retained.
+    """Classes of a labelled data set, or prompts, to forget; every other one is retained.
 
-    `forget`, `gone` and `retain` are class indices; `class_names[i]` is the name of class i. `gone` were erased before:
-    they are neither forgotten anew nor kept.
+    `forget`, `gone` and `retain` are indices; `class_names[i]` is the name of class i, or the prompt. `gone` were
+    erased before: they are neither forgotten anew nor kept. `anchors` are what takes the place of each of `forget`,
+    where the task says so, and `title` what it calls itself.
     """
 
     class_names: tuple[str, ...]
     forget: tuple[int, ...]
     gone: tuple[int, ...] = ()
+    anchors: tuple[int, ...] = ()
+    title: str = ""
 
     @property
     def retain(self) -> tuple[int, ...]:
@@ -27,8 +30,8 @@ class Task:
 
     @property
     def concept(self) -> str:
-        """The forgotten classes by name, joined by commas."""
-        return ",".join(self.class_names[i] for i in self.forget)
+        """The task's title, or the forgotten classes by name, joined by commas."""
+        return self.title or ",".join(self.class_names[i] for i in self.forget)
 
     @classmethod
     def of_classes(cls, given: str, class_names: Sequence[str], gone: Sequence[int] = ()) -> Task:

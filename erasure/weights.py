@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,17 +40,45 @@ def reason(path: Path, error: Exception) -> str:
 
 def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a foreign .pt/.pth/.ckpt file, the only thing its loader admits: no code of it runs."""
+    loaded = _unpickled(path)
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ModelError(f"{path} is not a flat dictionary of tensors")
+    return loaded
+
+
+def read_pickled_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a training checkpoint: under `state_dict`, or at the top; counters and the like are left out.
+
+    They are mapped from the file where its format allows, not read. Raises ModelError when there are none.
+    """
+    with torch.serialization.safe_globals([(_Inert, name) for name in LIGHTNING]):
+        loaded = _unpickled(path, mmap=zipfile.is_zipfile(path))
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    found = {
+        name: value for name, value in (state or {}).items() if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not found:
+        raise ModelError(f"{path} holds no dictionary of tensors: expected a model checkpoint")
+    return found
+
+
+# Classes that the published checkpoints of Stable Diffusion name as keys of their training records.
+LIGHTNING = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+
+
+class _Inert:
+    """Stands for such a class: it is never called and can do nothing."""
+
+
+def _unpickled(path: Path, mmap: bool = False) -> Any:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (the one place)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)  # noqa: TID251 (the one place)
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist") from None
     except Exception as error:
         raise ModelError(
             f"{path} holds something other than tensors and was not loaded: {_first_line(error)}"
         ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise ModelError(f"{path} is not a flat dictionary of tensors")
-    return loaded
 
 
 def _first_line(error: Exception) -> str:
@@ -91,3 +121,16 @@ def check_finite(network: nn.Module, source: object) -> None:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{source}: tensor {name!r} holds NaN or infinity: the checkpoint is damaged")
+
+
+def dtype_of(path: Path) -> torch.dtype:
+    """The floating type of most weights of a safetensors file, from its header alone; float32 when it has none."""
+    names = {"F16": torch.float16, "BF16": torch.bfloat16}
+    with open(path, "rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    counts: dict[str, int] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + end - begin
+    return names.get(max(counts, key=lambda kind: counts[kind]) if counts else "", torch.float32)

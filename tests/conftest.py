@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,11 +20,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from erasure.cli import main
 from erasure.data import Dataset, load_dataset
-from erasure.models import Model
+from erasure.latents import Latents
+from erasure.models import Model, load_model
 from erasure.models.classifier import Classifier
 from erasure.models.ddpm import DDPM
+from erasure.models.stable_diffusion import StableDiffusion
 from erasure.recipe import ClassifierRecipe, DDPMRecipe, Recipe, new_model
 from erasure.task import Task
+from tests import tiny_pipelines
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = ROOT.parent / "shared" / "data"
@@ -31,10 +38,42 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def tiny(kind: str, seed: int = 0) -> Model:
-    """An untrained model of one of RECIPES on digits."""
-    from dataclasses import asdict
+PIPELINES = ("sd1", "sd2_v", "sdxl")
+KINDS = (*RECIPES, *PIPELINES)
+PROMPTS = ("a cat", "a photo of a cat", "a dog", "a tree", "a house")
+CATS = Task(PROMPTS, (0, 1), anchors=(2, 3), title="cat")
 
+
+@functools.cache
+def pipeline_folder(kind: str) -> Path:
+    """A tiny stock pipeline of one of PIPELINES, saved once."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-")) / kind
+    getattr(tiny_pipelines, kind)().save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def _loaded(kind: str) -> StableDiffusion:
+    model = load_model(pipeline_folder(kind))
+    assert isinstance(model, StableDiffusion)
+    return model.bind(PROMPTS)
+
+
+def about(kind: str) -> tuple[Dataset, Task]:
+    """What a model of `kind` is asked to forget, and the samples behind it."""
+    if kind not in PIPELINES:
+        digits = load_dataset("digits")
+        return digits, Task.of_classes("3", digits.class_names)
+    generator = torch.Generator().manual_seed(0)
+    moments = torch.randn((30, 8, 8, 8), generator=generator).abs()
+    labels = np.arange(30) % len(PROMPTS)
+    return Latents("noise", "train", np.empty((30, 0, 0, 0), np.uint8), labels, PROMPTS, moments=moments), CATS
+
+
+def tiny(kind: str, seed: int = 0) -> Model:
+    """An untrained model of one of RECIPES on digits, or of PIPELINES under PROMPTS."""
+    if kind in PIPELINES:
+        return _loaded(kind).clone() if seed == 0 else _loaded(kind).fresh(seed)
     model = new_model(RECIPES[kind], load_dataset("digits"), seed)
     model.info["recipe"] = {"data": "digits", "kind": RECIPES[kind].kind, "seed": seed, **asdict(RECIPES[kind])}
     return model

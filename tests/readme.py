@@ -25,12 +25,26 @@ def _read(name: str) -> Any:
 
 def demo() -> str:
     """What `erasure demo` prints."""
-    return f"```text\n{as_text(table(_read('demo.json')['rows']))}\n```"
+    return "\n\n".join(_scene(scene) for scene in _read("demo.json")["scenes"])
 
 
 def full() -> str:
-    """What `erasure demo --full` prints."""
-    return f"```text\n{as_text(table(_read('demo-full.json')['rows']))}\n```"
+    """What `erasure demo --full` prints of the DDPM."""
+    return "\n\n".join(_scene(scene) for scene in _scenes("ddpm-"))
+
+
+def sd() -> str:
+    """What `erasure demo --full` prints of Stable Diffusion."""
+    return "\n\n".join(_scene(scene) for scene in _scenes("sd-"))
+
+
+def _scenes(prefix: str) -> list[Any]:
+    return [scene for scene in _read("demo-full.json")["scenes"] if scene["scene"].startswith(prefix)]
+
+
+def _scene(scene: Any) -> str:
+    title = scene["title"][0].upper() + scene["title"][1:]
+    return f"{title}:\n\n```text\n{as_text(table(scene['rows']))}\n```"
 
 
 def speed() -> str:
@@ -56,7 +70,7 @@ def plugins() -> str:
     return "\n".join(rows)
 
 
-PARTS: dict[str, Callable[[], str]] = {"demo": demo, "full": full, "speed": speed, "plug-ins": plugins}
+PARTS: dict[str, Callable[[], str]] = {"demo": demo, "full": full, "sd": sd, "speed": speed, "plug-ins": plugins}
 
 
 def rewritten(text: str) -> str:

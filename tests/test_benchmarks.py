@@ -3,15 +3,23 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
+from benchmarks import __main__ as command
+from benchmarks import gpu, gpu_sd, sd_networks, stable_diffusion, step
 from benchmarks import mask as mask_benchmark
-from benchmarks import step
 from benchmarks.official import official_mask
+from benchmarks.official_sd import Encoders, Images, OfficialSalUn
+from erasure import registry
+from erasure.data import Batches
+from erasure.latents import Latents
 from erasure.mask import Mask
-from tests.conftest import CIFAR10, ROOT
+from erasure.models._diffusion import drawn_timesteps
+from erasure.seeds import derive
+from tests.conftest import CIFAR10, ROOT, state_of, tiny
 
 
 def test_both_masks_select_the_same_weights():
@@ -43,6 +51,8 @@ def test_the_gpu_script_runs_at_toy_size_and_goes_on_where_it_stopped(tmp_path):
         "--toy",
         "--minutes",
         "0.05",
+        "--parts",
+        "ddpm",
         "--data-dir",
         str(CIFAR10),
         "--out",
@@ -58,3 +68,138 @@ def test_the_gpu_script_runs_at_toy_size_and_goes_on_where_it_stopped(tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert again.returncode == 0 and "ddpm:" not in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["judged"]["ra"]["n"] == 40
+
+
+@pytest.fixture
+def small():
+    """A tiny Stable Diffusion that drops no condition, with images, their latents and a mask."""
+    model = tiny("sd1").bind(sd_networks.PROMPTS)
+    model.info["condition_drop"] = 0.0
+    images = sd_networks.images(model.image_shape[1], 6)
+    return model, images, Latents.of(model, images), sd_networks.random_mask(model.network)
+
+
+def official_draws(model, batch, prompt, generator):
+    """What ours draws for a batch, in its order."""
+    noise = [torch.randn((len(batch.images), *model.sample_shape), generator=generator) for _ in range(2)]
+    timesteps = drawn_timesteps(len(batch.images), model.num_train_timesteps, generator)
+    return Images(batch.images, [prompt] * len(batch.images), *noise, timesteps)
+
+
+@pytest.mark.parametrize(("optimizer", "rate", "within"), [("sgd", 3.0, 1e-3), ("adam", 1e-3, 1e-2)])
+def test_ours_takes_the_steps_of_the_official_algorithm(small, optimizer, rate, within):
+    model, images, latents, mask = small
+    other, before = model.clone(), state_of(model)
+    encoders = Encoders(*(model.parts[name] for name in ("vae", "text_encoder", "tokenizer")))
+    loop = OfficialSalUn(
+        other.network.train(), model.noise_scheduler.alphas_cumprod, mask.tensors, encoders, rate, alpha=0.5
+    )
+    if optimizer == "sgd":
+        loop.optimizer = torch.optim.SGD(other.network.parameters(), lr=rate, momentum=0.9)
+    forget, retain = (
+        Batches(images.of_classes((label,)), 4, derive(0, name)) for label, name in ((0, "forget"), (2, "retain"))
+    )
+    theirs = []
+    for index in range(3):
+        generator = torch.Generator().manual_seed(derive(0, "draws", index))
+        first = official_draws(model, forget.at(index), sd_networks.PROMPTS[0], generator)
+        second = Images(first.images, [sd_networks.PROMPTS[1]] * 4, first.encoding_noise, first.noise, first.timesteps)
+        kept = official_draws(model, retain.at(index), sd_networks.PROMPTS[2], generator)
+        theirs.append(loop.step(first, second, kept))
+    method = registry.load("methods", "salun")(
+        teacher="current",
+        relabel="anchor",
+        alpha=0.5,
+        clip_norm=0.0,
+        optimizer=optimizer,
+        learning_rate=rate,
+        batch_size=4,
+        steps=3,
+    )
+    outcome = method.erase(model, stable_diffusion.job_of(latents, mask))
+    assert [record["loss"] for record in outcome.records] == pytest.approx(theirs, abs=1e-4)
+    found, wanted = state_of(model), state_of(other)
+    moved = sum(float((wanted[name] - before[name]).square().sum()) for name in wanted) ** 0.5
+    apart = sum(float((wanted[name] - found[name]).square().sum()) for name in wanted) ** 0.5
+    assert moved > 0.1 and apart < within * moved
+    assert all(wanted[name][~mask.tensors[name]].equal(before[name][~mask.tensors[name]]) for name in mask.tensors)
+
+
+def test_the_step_of_stable_diffusion_is_measured_on_every_side(small):
+    found = stable_diffusion.compared(small[0], batch=2, steps=1, rounds=1)
+    assert sum("seconds a step" in name for name in found) == 4 and all(value > 0 for value in found.values())
+    alone = found["ours, seconds a step (batch 2 + 2)"] / found["official, seconds a step (batch 2 + 2)"]
+    assert found["ours / official algorithm (goal: at most 0.6)"] == pytest.approx(alone)
+
+
+def test_memory_is_measured_in_processes_of_their_own_or_computed(monkeypatch):
+    found = stable_diffusion.memory(32, 8)
+    ratio = found["ours, peak GB"] / found["official, peak GB"]
+    assert found["peak memory, ours / official (goal: at most 0.5)"] == pytest.approx(ratio)
+    assert found["weights of the UNet, millions"] == pytest.approx(8.625252) and isinstance(found["malloc"], str)
+    first = found["ours, peak GB of the first step alone"]
+    assert found["ours, GB beside weights, gradients, optimiser, teacher, masks"] < first <= found["ours, peak GB"]
+
+    def child(side, width, size):
+        assert side == "ours", "the machine cannot hold the other"
+        return {"weights": 1e9, "peak": 12e9, "first": 11e9, "held": 11e9}
+
+    monkeypatch.setattr(stable_diffusion, "_child", child)
+    monkeypatch.setattr(stable_diffusion, "available_bytes", lambda: 25.5e9)
+    computed = stable_diffusion.memory()
+    assert computed["official, computed, peak GB"] == 25.0
+    assert computed["peak memory, ours / official, computed (goal: at most 0.5)"] == 12 / 25
+
+
+def test_random_weights_are_those_of_a_published_file_and_the_mask_takes_half():
+    network = sd_networks.unet(32, 8)
+    assert all(p.half().float().equal(p) for p in network.parameters())
+    kernel = network.mid_block.resnets[0].conv1.weight.detach().flatten(1)
+    assert float(kernel.std()) == pytest.approx(kernel.shape[1] ** -0.5, rel=0.05) and not kernel[0].equal(kernel[1])
+    assert sd_networks.random_mask(network).density == pytest.approx(0.5, abs=0.01)
+
+
+def test_results_of_the_same_machine_are_kept(monkeypatch, tmp_path, capsys):
+    out = tmp_path / "results.json"
+    for name, found in (("one", {"seconds": 0.25}), ("two", {"malloc": "as it is"})):
+        monkeypatch.setattr(command, "ALL", {name: lambda found=found: found})
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--out", str(out)])
+        assert command.main() == 0
+    kept = json.loads(out.read_text())
+    assert kept["one"] == {"seconds": 0.25} and kept["two"] == {"malloc": "as it is"}
+    assert "as it is" in capsys.readouterr().out
+    out.write_text(json.dumps({**kept, "machine": "another"}))
+    command.main()
+    assert "one" not in json.loads(out.read_text())
+
+
+def test_the_gpu_script_measures_stable_diffusion_at_toy_size_and_resumes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu", "--toy", "--parts", "sd", "--minutes", "5", "--out", str(tmp_path)])
+    assert gpu.main() == 0
+    stages = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [next(iter(stage)) for stage in stages] == ["device", "correct_sd", "sd"]
+    found = stages[-1]["sd"]
+    names = [name for name, _ in gpu_sd.measurements(gpu_sd.TOY)]
+    assert set(found) == {*names, "ratios", "not run"} and found["not run"] == []
+    assert all(found[name]["seconds"] > 0 for name in names if name.startswith(("ours", "floor", "official")))
+    assert (
+        found["mask, batch 2 + 2"]["official_bytes_in_memory"] == 8 * found["mask, batch 2 + 2"]["ours_bytes_in_memory"]
+    )
+    ratio = found["ours default, batch 2 + 2"]["seconds"] / found["official float32, batch 2 + 2"]["seconds"]
+    assert found["ratios"]["default, batch 2 + 2: seconds, ours / official"] == ratio
+    assert 0.3 < found["ratios"]["batch 2 + 2: operations, floor / official"] < 1
+    path = tmp_path / "sd.json"
+    lost = names[3]
+    path.write_text(json.dumps({name: value for name, value in found.items() if name != lost}))
+    stopped = gpu_sd.run(path, gpu_sd.TOY, time.monotonic() - 1, "cpu")
+    assert stopped["not run"] == [lost] and stopped[names[0]] == found[names[0]]
+    utilisation = gpu_sd.ratios(found, gpu_sd.TOY, "NVIDIA H200")["low, batch 2 + 2: utilisation"]
+    bare, low = (found[f"{name}, batch 2 + 2"] for name in ("floor float32", "ours low"))
+    assert utilisation == pytest.approx(bare["operations"] / low["seconds"] / 989e12)
+
+
+def test_a_network_that_does_not_fit_is_said_so():
+    def too_big(model):
+        raise torch.OutOfMemoryError
+
+    assert gpu_sd._guarded(too_big, tiny("sd1")) == {"out_of_memory": True}

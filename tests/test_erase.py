@@ -195,7 +195,7 @@ def test_an_erased_model_can_be_erased_again(erase, tmp_path):
         (("--method", "retrain", "--mask", "saliency"), "keeps no original weight"),
         (("--method", "retrain", "--alpha", "1"), "has no option --alpha"),
         (("--method", "retrain", "--steps", "-1"), "--steps -1"),
-        (("--num-images", "0"), "must be at least 1"),
+        (("--num-images", "-1"), "must be at least 0"),
         (("--probe-every", "-1"), "--probe-every -1"),
         (("--clip-norm", "-1"), "--clip-norm at least 0"),
         (("--learning-rate", "0"), "--learning-rate must be above 0"),

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erasure.delta import applied, difference
 from erasure.errors import ModelError
-from erasure.export import applied, difference
 from erasure.models import load_model
 from erasure.weights import hash_tensors, read_tensors
 
@@ -50,13 +50,10 @@ def test_a_delta_is_smaller_and_gives_the_cleaned_weights_bit_for_bit(run, cli, 
         assert hash_tensors(read_tensors(tmp_path / target)[0]) == load_model(run).hash
 
 
-def test_a_delta_refuses_another_base_and_damage(run, refused, cli, classifier_folder, ddpm, tmp_path):
+def test_a_delta_refuses_another_architecture_and_damage(run, refused, cli, classifier_folder, tmp_path):
     cli("export", run, "--format", "delta", "--out", tmp_path / "d.safetensors")
     apply = ("export", "--apply", tmp_path / "d.safetensors", "--out", tmp_path / "x")
     assert "is not the model that" in refused(*apply, "--to", classifier_folder)
-    next(ddpm.network.parameters()).data.mul_(1.0001)
-    ddpm.save(tmp_path / "other")
-    assert "is not the model that" in refused(*apply, "--to", tmp_path / "other")
     raw = (tmp_path / "d.safetensors").read_bytes()
     (tmp_path / "d.safetensors").write_bytes(raw[:-8] + b"\x00\x00\x80\x3f" * 2)
     assert "is damaged" in refused(
@@ -67,6 +64,22 @@ def test_a_delta_refuses_another_base_and_damage(run, refused, cli, classifier_f
         "export", "--apply", tmp_path / "w.safetensors", "--to", _base(run), "--out", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_delta_adds_the_same_change_to_another_fine_tune(run, cli, ddpm, tmp_path):
+    cli("export", run, "--format", "delta", "--out", tmp_path / "d.safetensors")
+    before = {name: tensor.clone() for name, tensor in ddpm.network.state_dict().items()}
+    for parameter in ddpm.network.parameters():
+        parameter.data.add_(1.0)
+    ddpm.save(tmp_path / "other")
+    to = ("--to", tmp_path / "other", "--out", tmp_path / "x")
+    outcome = cli("export", "--apply", tmp_path / "d.safetensors", *to, "--json")
+    assert "applied to another model than it was made for: audit the result again" in outcome.err
+    assert outcome.json["provenance"]["metrics"] == {}
+    cleaned, found = load_model(run).network.state_dict(), load_model(tmp_path / "x").network.state_dict()
+    for name, tensor in found.items():
+        assert tensor.allclose(before[name] + 1.0 + (cleaned[name] - before[name]), atol=1e-6), name
+    assert hash_tensors(found) == outcome.json["provenance"]["hash"]
 
 
 def _base(run):
@@ -89,20 +102,37 @@ def test_applying_a_difference_gives_every_bit(size, share, dtype, seed):
     delta = difference(base, cleaned)
     assert not any(key.startswith("same") for key in delta)
     assert hash_tensors(applied(base, delta)) == hash_tensors(cleaned)
-    # One sign more than what a plain != would find, at most.
-    assert sum(t.numel() * t.element_size() for t in delta.values()) <= sum(
+    # Whole tensors at most, and the one -0.0 that no sum gives.
+    wrong = 4 + cleaned["w"].element_size()
+    assert sum(t.numel() * t.element_size() for t in delta.values()) <= wrong + sum(
         t.numel() * t.element_size() for t in cleaned.values()
     )
 
 
 def test_the_smallest_of_three_codings_is_taken():
     base = {"w": torch.zeros(1000)}
-    for count, coding in [(3, {"w::values", "w::index"}), (500, {"w::values", "w::bits"}), (1000, {"w::values"})]:
+    for count, coding in [(3, {"w::change", "w::index"}), (500, {"w::change", "w::bits"}), (1000, {"w::change"})]:
         cleaned = {"w": torch.zeros(1000)}
         cleaned["w"][:count] = 1
         assert set(difference(base, cleaned)) == coding
     with pytest.raises(ModelError, match="which the model does not have"):
-        applied({}, {"w::values": torch.ones(1)})
+        applied({}, {"w::change": torch.ones(1)})
+
+
+def test_a_sum_that_rounds_is_put_right_on_the_very_base_alone():
+    base, cleaned = {"w": torch.tensor([1.0, 1e-8, 2.0])}, {"w": torch.tensor([1e-8, 1.0, 2.0])}
+    delta = difference(base, cleaned)
+    assert delta["w::fixed"].tolist() == [0] and delta["w::exact"].tolist() == [torch.tensor(1e-8).item()]
+    assert applied(base, delta)["w"].equal(cleaned["w"])
+    assert applied({"w": torch.ones(3)}, delta, exact=False)["w"].tolist() == pytest.approx([0, 2, 1])
+
+
+def test_a_delta_of_whole_weights_still_fits_its_own_base_and_says_so_of_others():
+    delta = {"w::values": torch.tensor([5.0]), "w::index": torch.tensor([2], dtype=torch.int32)}
+    assert applied({"w": torch.zeros(4)}, delta)["w"].tolist() == [0, 0, 5, 0]
+    for wrong in ({"w::index": torch.tensor([9])}, {"w::values": torch.ones(2)}, {"w::values": torch.ones(1).half()}):
+        with pytest.raises(ModelError, match="does not fit: the file is damaged"):
+            applied({"w": torch.zeros(4)}, {**delta, **wrong})
 
 
 def test_nothing_foreign_is_replaced(run, refused, cli, tmp_path):

@@ -36,6 +36,15 @@ VERBS = {
         lambda out: (out / "log.jsonl").is_file() and (out / "log.jsonl").read_text().count("\n") >= 7,
         ("model/unet/*.safetensors", "model/samples.png"),
     ),
+    "train sd": (
+        (
+            *("train", "sd", "--data", "digits_styles", "--limit", 1100, "--channels", "16,32", "--batch-size", 8),
+            *("--steps", 30, "--vae-steps", 12, "--vae-channels", "8,8,8", "--vae-batch-size", 8),
+            *("--checkpoint-every", 3),
+        ),
+        lambda out: (out / "log.jsonl").is_file() and (out / "log.jsonl").read_text().count("\n") >= 7,
+        ("model/unet/*.safetensors", "model/vae/*.safetensors", "model/text_encoder/*.safetensors", "model/*.png"),
+    ),
     "erase": (
         (
             "erase",
@@ -71,7 +80,7 @@ VERBS = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_killed_command_continues_to_the_same_bits(verb, ddpm_folder, tmp_path):
     arguments, begun, patterns = VERBS[verb]
-    if verb != "train":
+    if not verb.startswith("train"):
         arguments = (*arguments, "--model", ddpm_folder)
     name = "m.safetensors" if verb == "mask" else "out"
     whole, killed = tmp_path / "whole" / name, tmp_path / "killed" / name

@@ -14,10 +14,11 @@ from erasure.methods._relabel import _other_labels
 from erasure.models import load_model
 from erasure.optimise import Step
 from erasure.task import Task
-from tests.conftest import RECIPES, state_of, tiny
+from tests.conftest import KINDS, PIPELINES, about, state_of, tiny
 
-METHODS, KINDS = registry.names("methods"), list(RECIPES)
+METHODS = registry.names("methods")
 MASKED = [name for name in METHODS if registry.load("methods", name).takes_mask]
+PAIRS = [(name, kind) for name in METHODS for kind in KINDS if not (name == "retrain" and kind in PIPELINES)]
 OPTIMISERS = [("adam", 0.0), ("adamw", 0.1), ("sgd", 0.1)]
 
 
@@ -31,21 +32,20 @@ def method(name, **options):
     return kind(**{**small, **options})
 
 
-def job(digits, task, **changes):
-    return Job(task, digits.of_classes(task.forget), digits.of_classes(task.retain), **changes)
+def job(dataset, task, **changes):
+    return Job(task, dataset.of_classes(task.forget), dataset.of_classes(task.retain), **changes)
 
 
 def random_mask(model, density=0.5):
     return Mask.random(Mask({n: p.detach() for n, p in model.network.named_parameters()}), density, 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", METHODS)
-def test_it_moves_the_network_and_the_same_seed_gives_the_same_bits(name, kind, digits, task):
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_it_moves_the_network_and_the_same_seed_gives_the_same_bits(name, kind):
     hashes = []
     for seed in (0, 0, 1):
         model = tiny(kind)
-        outcome = method(name).erase(model, job(digits, task, seed=seed))
+        outcome = method(name).erase(model, job(*about(kind), seed=seed))
         assert len(outcome.records) == 3 and outcome.seconds > 0
         assert not model.network.training
         assert all(p.requires_grad and p.grad is None for p in model.network.parameters())
@@ -57,10 +57,10 @@ def test_it_moves_the_network_and_the_same_seed_gives_the_same_bits(name, kind, 
 @pytest.mark.parametrize(("optimizer", "decay"), OPTIMISERS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MASKED)
-def test_outside_the_mask_every_bit_is_kept(name, kind, optimizer, decay, digits, task):
+def test_outside_the_mask_every_bit_is_kept(name, kind, optimizer, decay):
     model = tiny(kind)
     before, mask = state_of(model), random_mask(model)
-    method(name, optimizer=optimizer, weight_decay=decay).erase(model, job(digits, task, mask=mask))
+    method(name, optimizer=optimizer, weight_decay=decay).erase(model, job(*about(kind), mask=mask))
     moved = 0
     for tensor_name, parameter in model.network.named_parameters():
         same = parameter.detach().view(torch.int32) == before[tensor_name].view(torch.int32)
@@ -69,9 +69,8 @@ def test_outside_the_mask_every_bit_is_kept(name, kind, optimizer, decay, digits
     assert moved > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", METHODS)
-def test_killed_and_resumed_equals_uninterrupted(name, kind, digits, task, tmp_path):
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_killed_and_resumed_equals_uninterrupted(name, kind, tmp_path):
     def run(folder, dies=None):
         def on_step(done):
             if done == dies:
@@ -80,9 +79,9 @@ def test_killed_and_resumed_equals_uninterrupted(name, kind, digits, task, tmp_p
 
         model = tiny(kind)
         mask = random_mask(model) if name in MASKED else None
-        model.info["recipe"]["checkpoint_every"] = 1
+        model.info.get("recipe", {})["checkpoint_every"] = 1
         folder.mkdir(exist_ok=True)
-        method(name).erase(model, job(digits, task, folder=folder, fingerprint="f", on_step=on_step, mask=mask))
+        method(name).erase(model, job(*about(kind), folder=folder, fingerprint="f", on_step=on_step, mask=mask))
         return model.hash
 
     whole = run(tmp_path / "whole")
@@ -92,26 +91,26 @@ def test_killed_and_resumed_equals_uninterrupted(name, kind, digits, task, tmp_p
     assert run(tmp_path / "killed") == whole
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", METHODS)
-def test_saved_and_loaded_predicts_the_same(name, kind, digits, task, tmp_path):
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_saved_and_loaded_predicts_the_same(name, kind, tmp_path):
     model = tiny(kind)
-    method(name).erase(model, job(digits, task))
+    dataset, task = about(kind)
+    method(name).erase(model, job(dataset, task))
     model.save(tmp_path / "m")
-    batch = Batches(digits, 8, 0).at(0)
+    again = load_model(tmp_path / "m")
+    if kind in PIPELINES:
+        again.bind(task.class_names)
+    batch = Batches(dataset, 8, 0).at(0)
     with torch.no_grad():
-        answers = [
-            m.answer(m.examples(batch, torch.Generator().manual_seed(0)).inputs)
-            for m in (model, load_model(tmp_path / "m"))
-        ]
+        answers = [m.answer(m.examples(batch, torch.Generator().manual_seed(0)).inputs) for m in (model, again)]
     assert answers[0].equal(answers[1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "retrain"])
-def test_zero_steps_change_nothing(name, kind, digits, task):
+def test_zero_steps_change_nothing(name, kind):
     model = tiny(kind)
-    method(name, steps=0).erase(model, job(digits, task))
+    method(name, steps=0).erase(model, job(*about(kind)))
     assert model.hash == tiny(kind).hash
 
 

@@ -8,7 +8,7 @@ import torch
 from erasure.data import Batch, Batches
 from erasure.errors import ModelError, NotApplicableError, OptionError
 from erasure.models import load_family, load_model, resolve
-from erasure.models._base import drawn_timesteps
+from erasure.models._diffusion import drawn_timesteps
 from erasure.models.classifier import Classifier
 from erasure.models.ddpm import DDPM
 from erasure.weights import hash_tensors, write_tensors
@@ -211,9 +211,9 @@ def test_missing_and_foreign_folders_are_one_clear_error(tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     with pytest.raises(ModelError, match="not a model of a known family"):
         load_model(tmp_path / "other")
-    (tmp_path / "file.safetensors").write_bytes(b"x")
+    (tmp_path / "file.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match="is a file"):
-        load_model(tmp_path / "file.safetensors")
+        load_model(tmp_path / "file.bin")
 
 
 def test_damaged_weights_are_refused(damaged):

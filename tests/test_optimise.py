@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from erasure.errors import DivergedError, MaskError, OptionError, RunError
-from erasure.free_weights import FreeWeights
+from erasure.free_weights import FreeWeights, opened, packed, put, taken
 from erasure.mask import Mask
 from erasure.optimise import LoopSettings, optimise
 from erasure.run import read_log
@@ -21,6 +21,11 @@ def network(seed=0):
 
 def half(net, density=0.5):
     return Mask.random(Mask.top({n: torch.zeros_like(p) for n, p in net.named_parameters()}, 0.5), density, 0)
+
+
+def every_other(net):
+    """A mask that splits every tensor."""
+    return Mask({n: torch.arange(p.numel()).view(p.shape) % 2 == 0 for n, p in net.named_parameters()})
 
 
 def regression(net, parts=None):
@@ -135,14 +140,32 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, masked, optimizer, di
         optimise(network(), regression(network()), settings(), seed=5, folder=tmp_path / "killed", fingerprint="g")
 
 
-def test_accumulation_equals_the_whole_batch():
+@pytest.mark.parametrize("options", [{}, {"lean_optimizer": True}, {"clip_before_mask": True}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_accumulation_equals_the_whole_batch(masked, options):
     results = []
     for accumulate in (1, 8):
         net = network()
-        optimise(net, regression(net), settings(accumulate=accumulate, optimizer="sgd"), seed=0)
+        chosen = settings(accumulate=accumulate, optimizer="sgd", **options)
+        optimise(net, regression(net), chosen, seed=0, mask=half(net) if masked else None)
         results.append(list(net.parameters()))
     for one, eight in zip(*results, strict=True):
         torch.testing.assert_close(one, eight, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_no_gradient_is_left_in_the_network_and_no_hook(dense):
+    net = network()
+    mask = every_other(net)
+    mask.tensors["0.bias"].zero_()
+    free = FreeWeights(net, mask, norm_over_all=dense)
+    net(torch.randn(3, 4)).sum().backward()
+    assert sum(p.grad is not None for p in net.parameters()) == (4 if dense else 0)
+    free.collect()
+    assert all(p.grad is None for p in net.parameters()) and all(p.grad is not None for p in free.parameters)
+    free.release()
+    net(torch.randn(3, 4)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_divergence_goes_back_to_the_last_good_weights(tmp_path):
@@ -208,3 +231,59 @@ def test_a_foreign_mask_and_bad_settings_are_refused():
     for bad in ({"steps": -1}, {"accumulate": 0}, {"checkpoint_every": 0}, {"optimizer": "lion"}):
         with pytest.raises(OptionError):
             optimise(net, regression(net), settings(**bad), seed=0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_divergence_in_bfloat16_names_the_other_format(precision):
+    net = network()
+    with pytest.raises(DivergedError) as caught:
+        optimise(
+            net, lambda step: {"loss": net(torch.ones(1, 4)).sum() * torch.nan}, settings(precision=precision), seed=0
+        )
+    assert ("or use --precision float32" in str(caught.value)) == (precision == "bf16")
+
+
+@pytest.mark.parametrize("shape", [(7,), (8,), (3, 5), (2, 3, 3, 3), (1,)])
+def test_packed_bits_say_what_booleans_say(shape):
+    selected = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    selected.view(-1)[0] = True
+    bits, tensor = packed(selected), torch.randn(shape)
+    assert bits.numel() == -(-selected.numel() // 8) and bits.dtype == torch.uint8
+    assert taken(tensor, bits).equal(tensor[selected])
+    expected = tensor.clone()
+    expected[selected] = 5.0
+    put(tensor, bits, torch.full((int(selected.sum()),), 5.0))
+    assert tensor.equal(expected)
+    if len(shape) == 4:
+        other = torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)
+        assert opened(bits, other).dtype == torch.bool and taken(other, bits).equal(tensor[selected])
+        put(other, bits, -taken(tensor, bits))
+        assert other[selected].equal(-tensor[selected]) and other[~selected].equal(tensor[~selected])
+
+
+def test_between_lean_steps_no_value_is_held_twice():
+    net = network()
+    mask = every_other(net)
+    free = FreeWeights(net, mask, lean=True)
+    optimizer = torch.optim.Adam(free.parameters, fused=True)
+    for _ in range(2):
+        net(torch.randn(3, 4)).square().sum().backward()
+        assert all(parameter.grad is None for parameter in net.parameters())
+        assert [p.grad.numel() for p in free.parameters] == [int(t.sum()) for t in mask.tensors.values()]
+        free.step(optimizer)
+        assert all(p.grad is None and p.untyped_storage().nbytes() == 4 for p in free.parameters)
+        assert optimizer.param_groups[0]["params"] == free.parameters
+    free.release()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_unused_tensor_gets_no_gradient_and_does_not_move(masked):
+    for lean in (False, True):
+        net = nn.ModuleDict({"used": nn.Linear(3, 3), "unused": nn.Linear(3, 3)})
+        before = net["unused"].weight.detach().clone()
+        free = FreeWeights(net, every_other(net) if masked else None, lean=lean)
+        optimizer = torch.optim.AdamW(free.parameters, weight_decay=0.5, fused=True)
+        net["used"](torch.randn(2, 3)).sum().backward()
+        assert [p.grad is None for p in free.parameters] == [False, False, True, True]
+        free.step(optimizer)
+        assert net["unused"].weight.equal(before)

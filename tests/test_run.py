@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -68,3 +69,22 @@ def test_a_resumed_log_repeats_no_step_and_survives_a_cut_line(tmp_path):
     log.write({"step": 2, "again": True})
     log.close()
     assert read_log(path) == [{"step": 0}, {"step": 1}, {"step": 2, "again": True}]
+
+
+def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path):
+    import subprocess
+    import sys
+
+    from erasure.run import write_text
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f".a.txt.{dead.pid}.tmp", tmp_path / f".a.txt.{dead.pid}.x.tmp"]
+    left[0].write_text("half")
+    left[1].mkdir()
+    others = [tmp_path / f".a.txt.{os.getpid()}.tmp", tmp_path / f".b.txt.{dead.pid}.tmp", tmp_path / ".a.txt.keep.tmp"]
+    for other in others:
+        other.write_text("of somebody else")
+    write_text(tmp_path / "a.txt", "whole")
+    assert not any(path.exists() for path in left)
+    assert [path.exists() for path in others] == [False, True, True]  # the first was our own name, replaced

@@ -40,7 +40,7 @@ def test_an_unconditional_model_draws_without_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"num_images": 0}, {"num_inference_steps": 0}, {"num_inference_steps": 5000}, {"sample_batch_size": 0}]
+    "bad", [{"num_images": -1}, {"num_inference_steps": 0}, {"num_inference_steps": 5000}, {"sample_batch_size": -1}]
 )
 def test_settings_outside_their_range_are_refused(ddpm, tmp_path, bad):
     with pytest.raises(OptionError):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from erasure import registry
-from erasure.data._base import Batch, Batches, Dataset
+from erasure.data._base import Aspect, Batch, Batches, Dataset
 from erasure.errors import DataError, suggestion
 
-__all__ = ["Batch", "Batches", "Dataset", "load_dataset", "placed"]
+__all__ = ["Aspect", "Batch", "Batches", "Dataset", "load_dataset", "placed"]
 
 SPLITS = ("train", "test")
 
@@ -37,7 +37,7 @@ def load_dataset(
         raise DataError(f"--data-dir {directory} does not exist")
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size {image_size} must be at least 1")
-    if spec in ("digits", "cifar10") and image_size is not None:
+    if spec in ("digits", "digits_styles", "cifar10") and image_size is not None:
         raise DataError(f"--data {spec} has one size and takes no --image-size")
     if spec in registry.names("data"):
         dataset = registry.load("data", spec)().load(split, directory)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,22 @@ from erasure.seeds import derive
 
 
 class Batch(NamedTuple):
-    """Images (b, c, h, w) in [-1, 1] and their class labels (b,)."""
+    """Images (b, c, h, w) in [-1, 1], or what a model encoded them to, and their class labels (b,)."""
 
     images: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """One thing that can be told of an image, such as its style: the answers there are, and each class's.
+
+    Aspects of one `domain` are of one kind, told in order (a first and a second digit); empty means its own name.
+    """
+
+    names: tuple[str, ...]
+    of_class: tuple[int, ...]
+    domain: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class Dataset:
     """Labelled images: uint8 (n, h, w, c), labels int64 (n,) that index `class_names`.
 
     `flips` says that a mirrored image still shows its class; `crop_padding` is how many pixels it may be shifted by.
+    `captions` are the words for each class, `aspects` what its images show, where the data says so.
     """
 
     name: str
@@ -38,6 +51,8 @@ class Dataset:
     class_names: tuple[str, ...]
     flips: bool = False
     crop_padding: int = 0
+    captions: tuple[tuple[str, ...], ...] = ()
+    aspects: Mapping[str, Aspect] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,6 +74,10 @@ class Dataset:
         counts = np.bincount(self.labels, minlength=len(self.class_names))
         if (counts == 0).any():
             raise DataError(f"{self.name}: class {self.class_names[int(counts.argmin())]!r} has no {self.split} images")
+
+    def samples(self, chosen: np.ndarray) -> Tensor:
+        """The samples at positions `chosen` (b,) as a model takes them, (b, c, h, w); here images in [-1, 1]."""
+        return to_float(self.images[chosen])
 
     def of_classes(self, classes: Collection[int]) -> Dataset:
         """The samples whose label is one of `classes`."""
@@ -93,7 +112,7 @@ class Batches:
         """Batch number `step`, always of `batch_size` samples; an epoch ends within a batch where it must."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         chosen = np.array([self._index(int(position)) for position in positions])
-        images = to_float(self.dataset.images[chosen])
+        images = self.dataset.samples(chosen)
         generator = torch.Generator().manual_seed(derive(self.seed, "augment", step))
         if self.flip:
             mirrored = torch.rand(len(images), generator=generator) < 0.5

@@ -11,17 +11,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from erasure.data import Batch, Batches, Dataset
+from erasure.errors import NotApplicableError
 from erasure.mask import Mask
+from erasure.memory import count, described, estimate, recomputed_activations
 from erasure.models import Model
-from erasure.optimise import LoopSettings, Optimizer, Outcome, Precision, Step, optimise
+from erasure.notes import tell
+from erasure.optimise import LoopSettings, Optimizer, Outcome, Step, optimise
+from erasure.run import is_main
 from erasure.seeds import derive
 from erasure.task import Task
+from erasure.teacher import shared_teacher
+
+WORTH_TELLING = 50_000_000  # weights; below that a training fits anywhere
+KINDS = {
+    "attn1": "self-attention (attn1)",
+    "attn2": "cross-attention",
+    "not-attn2": "tensor outside cross-attention",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,18 @@ class Job:
     folder: Path | None = None
     fingerprint: str = ""
     on_step: Callable[[int], Mapping[str, Any]] | None = None
+
+
+# What every recipe for Stable Diffusion shares: passes over the forget images in small batches (Fan et al., 2024).
+LATENT: dict[str, Any] = {
+    "batch_size": 8,
+    "learning_rate": 1e-5,
+    "epochs": 5.0,
+    "epochs_of": "forget",
+    "clip_norm": 0.0,
+    "checkpoint_every": 10,
+    "saliency": {"guidance_scale": 8.5, "saliency_batch_size": 8},
+}
 
 
 class Draws:
@@ -74,6 +98,10 @@ class Method(ABC):
         """Raise OptionError for options that make no sense, before anything is written."""
 
     @abstractmethod
+    def check_model(self, model: Model) -> None:
+        """Raise NotApplicableError for a model that the method can do nothing with."""
+
+    @abstractmethod
     def erase(self, model: Model, job: Job) -> Outcome:
         """Change `model.network` so that it forgets `job.forget` and keeps `job.retain`."""
 
@@ -85,7 +113,10 @@ class GradientMethod(Method):
     needs_original: ClassVar[bool] = False
 
     steps: Annotated[int, "optimiser steps"] = 1000
-    epochs: Annotated[float, "passes over forget and retain data in place of --steps; 0: use --steps"] = 0.0
+    epochs: Annotated[float, "passes over the data in place of --steps; 0: use --steps"] = 0.0
+    epochs_of: Annotated[Literal["both", "forget"], "which data a pass counts: forget and retain, or forget alone"] = (
+        "both"
+    )
     batch_size: Annotated[int, "forget images a step, and as many retain images"] = 128
     learning_rate: Annotated[float, "step size"] = 1e-4
     optimizer: Annotated[Optimizer, "optimiser"] = "adam"
@@ -93,7 +124,19 @@ class GradientMethod(Method):
     momentum: Annotated[float, "momentum of sgd"] = 0.9
     clip_norm: Annotated[float, "largest norm of the gradient, 0 for none"] = 1.0
     freeze_statistics: Annotated[bool, "hold batch-norm statistics, which are no weights and no mask holds"] = False
-    precision: Annotated[Precision, "number format of the forward pass; weights stay float32"] = "float32"
+    weights: Annotated[
+        Literal["all", "attn1", "attn2", "not-attn2"], "which tensors may move; attn2 is cross-attention"
+    ] = "all"
+    memory: Annotated[Literal["normal", "low"], "low: the options below that save memory, where they are not given"] = (
+        "normal"
+    )
+    precision: Annotated[
+        Literal["auto", "float32", "bf16"],
+        "number format of the forward pass; weights stay float32; auto: bf16 with --memory low, else float32",
+    ] = "auto"
+    gradient_checkpointing: Annotated[bool | None, "recompute activations, where the network can"] = None
+    share_teacher: Annotated[bool | None, "keep only the original values that may change, and swap them in"] = None
+    lean_optimizer: Annotated[bool | None, "same steps without a second copy of the free weights"] = None
     accumulate: Annotated[int, "parts that each batch is computed in, to save memory"] = 1
     compile: Annotated[bool, "compile the network with torch.compile"] = False
     checkpoint_every: Annotated[int, "steps between checkpoints, from which a killed run continues"] = 50
@@ -104,25 +147,39 @@ class GradientMethod(Method):
 
     def trains(self, name: str) -> bool:
         """Whether the tensor `name` of the network may move."""
-        return True
+        if self.weights == "all":
+            return True
+        parts = name.split(".")
+        return "attn2" not in parts if self.weights == "not-attn2" else self.weights in parts
 
     def check(self, task: Task) -> None:
         """Steps, batch size and the like are in range."""
         self.loop(0).check(self.batch_size)
 
+    def check_model(self, model: Model) -> None:
+        """Its network has tensors that --weights names."""
+        if self.weights != "all" and not any(self.trains(name) for name, _ in model.network.named_parameters()):
+            raise NotApplicableError(f"--weights {self.weights}: this network has no {KINDS[self.weights]}")
+
     def loop(self, num_images: int) -> LoopSettings:
-        """Settings of the loop; `num_images` in the forget and retain sets together turn epochs into steps."""
+        """Settings of the loop; `num_images`, those that an epoch counts, turn epochs into steps."""
         values = {key: value for key, value in asdict(self).items() if key in LoopSettings.__annotations__}
         if self.epochs:
-            values["steps"] = round(self.epochs * num_images / max(1, self.batch_size))
+            values["steps"] = max(1, round(self.epochs * num_images / max(1, self.batch_size)))
+        values["lean_optimizer"] = self._saves(self.lean_optimizer)
+        if self.precision == "auto":
+            values["precision"] = "bf16" if self.memory == "low" else "float32"
         return LoopSettings(**values)
 
     def erase(self, model: Model, job: Job) -> Outcome:
         """Minimise the method's loss from the original weights."""
         self.check(job.task)
+        self.check_model(model)
         forget = Batches(job.forget, self.batch_size, derive(job.seed, "forget"))
         retain = Batches(job.retain, self.batch_size, derive(job.seed, "retain"))
-        frozen = model.frozen() if self.needs_original else model
+        loop = self.loop(len(job.forget) + (len(job.retain) if self.epochs_of == "both" else 0))
+        frozen, teacher_bytes = self._original(model, job.mask)
+        self._tell_memory(model.network, job.mask, loop, teacher_bytes)
         model.network.train()
         if self.freeze_statistics:
             hold_statistics(model.network)
@@ -131,20 +188,49 @@ class GradientMethod(Method):
             return self.loss(model, frozen, job.task, Draws(step, forget, retain))
 
         try:
-            return optimise(
-                model.network,
-                loss,
-                self.loop(len(job.forget) + len(job.retain)),
-                seed=job.seed,
-                mask=job.mask,
-                trains=self.trains,
-                folder=job.folder,
-                fingerprint=job.fingerprint,
-                description=type(self).__name__,
-                on_step=job.on_step,
-            )
+            with recomputed_activations(model.network, self.gradient_checkpointing, self.memory == "low"):
+                return optimise(
+                    model.network,
+                    loss,
+                    loop,
+                    seed=job.seed,
+                    mask=job.mask,
+                    trains=self.trains,
+                    folder=job.folder,
+                    fingerprint=job.fingerprint,
+                    description=type(self).__name__,
+                    on_step=job.on_step,
+                )
         finally:
             model.network.eval()
+
+    def _saves(self, option: bool | None) -> bool:
+        """What an option that saves memory is set to; not given, it follows --memory."""
+        return self.memory == "low" if option is None else option
+
+    def _original(self, model: Model, mask: Mask | None) -> tuple[Model, int]:
+        """The original as `loss` wants it, and the bytes it holds on top of the model."""
+        if not self.needs_original:
+            return model, 0
+        if self._saves(self.share_teacher):
+            twin, teacher = shared_teacher(model, mask, self.trains)
+            return twin, teacher.nbytes
+        twin = model.frozen()
+        return twin, sum(tensor.nbytes for tensor in twin.network.state_dict().values())
+
+    def _tell_memory(self, network: torch.nn.Module, mask: Mask | None, loop: LoopSettings, teacher_bytes: int) -> None:
+        num_weights = sum(parameter.numel() for parameter in network.parameters())
+        if not is_main() or (self.memory == "normal" and num_weights <= WORTH_TELLING):
+            return
+        parts = estimate(
+            *count(network, mask, self.trains),
+            optimizer=loop.optimizer,
+            momentum=loop.momentum,
+            lean=loop.lean_optimizer,
+            dense_gradients=loop.clip_before_mask,
+            teacher_bytes=teacher_bytes,
+        )
+        tell(described(parts))
 
 
 def hold_statistics(network: torch.nn.Module) -> None:

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from erasure.data import Batch
 from erasure.errors import OptionError
-from erasure.methods._base import Draws, GradientMethod
+from erasure.methods._base import LATENT, Draws, GradientMethod
 from erasure.models import Examples, Model
 from erasure.task import Task, class_index
+
+# The class recipe of the paper for Stable Diffusion; the presets of salun name it, and the one for nudity.
+CLASS_RECIPE: dict[str, Any] = {**LATENT, "relabel": "anchor", "alpha": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +31,17 @@ class Relabelling(GradientMethod):
             "epochs": 10.0,
             "batch_size": 256,
             "clip_norm": 0.0,
-        }
+        },
+        "stable_diffusion": CLASS_RECIPE,
+        "sdxl": CLASS_RECIPE,
     }
 
     alpha: Annotated[
         float, "weight of the retain loss; both are means, so the official 1e-3 on a sum is 3.07 at 32 x 32 x 3"
     ] = 1.0
-    relabel: Annotated[str, "the other label: random (a new retained class each time), next, or a class"] = "random"
+    relabel: Annotated[
+        str, "the other label: random (a new retained class each time), next, anchor (of a prompt), or a class"
+    ] = "random"
     teacher: Annotated[Literal["original", "current"], "whose answer under the other label is the target"] = "original"
     retain_reduction: Annotated[Literal["mean", "sum"], "sum: the retain loss is summed over pixels (official)"] = (
         "mean"
@@ -73,6 +80,10 @@ class Relabelling(GradientMethod):
 
 def _other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
     retain = torch.tensor(task.retain)
+    if rule == "anchor":
+        if not task.anchors:
+            raise OptionError("--relabel anchor needs anchors: this task has classes, so give random, next or a class")
+        return torch.tensor([task.anchors[task.forget.index(int(label))] for label in labels])
     if rule == "random":
         return retain[torch.randint(0, len(retain), labels.shape, generator=generator)]
     if rule == "next":

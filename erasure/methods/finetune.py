@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from erasure.methods._base import Draws, GradientMethod
+from erasure.methods._base import LATENT, Draws, GradientMethod
 from erasure.models import Model
 from erasure.task import Task
 
@@ -20,13 +20,15 @@ class Finetune(GradientMethod):
     """Training on the retain set."""
 
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
+        "stable_diffusion": LATENT,
+        "sdxl": LATENT,
         "classifier": {
             "optimizer": "sgd",
             "learning_rate": 0.01,
             "weight_decay": 5e-4,
             "epochs": 10.0,
             "clip_norm": 0.0,
-        }
+        },
     }
 
     def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:

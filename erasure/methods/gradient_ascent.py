@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from erasure.methods._base import Draws, GradientMethod
+from erasure.methods._base import LATENT, Draws, GradientMethod
 from erasure.models import Examples, Model
 from erasure.task import Task
 
@@ -23,7 +23,15 @@ class GradientAscent(GradientMethod):
     alpha: Annotated[float, "weight of the retain loss"] = 0.0
 
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        "classifier": {"optimizer": "sgd", "learning_rate": 1e-4, "weight_decay": 5e-4, "epochs": 5.0, "clip_norm": 0.0}
+        "stable_diffusion": LATENT,
+        "sdxl": LATENT,
+        "classifier": {
+            "optimizer": "sgd",
+            "learning_rate": 1e-4,
+            "weight_decay": 5e-4,
+            "epochs": 5.0,
+            "clip_norm": 0.0,
+        },
     }
 
     def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:

@@ -31,13 +31,19 @@ class Retrain(Method):
         if self.steps < 0:
             raise OptionError(f"--steps {self.steps} must be at least 0")
 
+    def check_model(self, model: Model) -> None:
+        """It records how it was trained."""
+        if recipe_of(model.info) is None:
+            raise NotApplicableError(
+                f"{model.source} records no training recipe (erasure.json) that can be repeated without some classes, "
+                "so it cannot be retrained"
+            )
+
     def erase(self, model: Model, job: Job) -> Outcome:
         """Replace every weight by one that has never seen the forget set."""
+        self.check_model(model)
         recipe = recipe_of(model.info)
-        if recipe is None:
-            raise NotApplicableError(
-                f"{model.source} records no training recipe (erasure.json), so it cannot be retrained"
-            )
+        assert recipe is not None
         if self.steps:
             recipe = replace(recipe, steps=self.steps)
         model.network.load_state_dict(model.fresh(derive(job.seed, "weights")).network.state_dict())

@@ -1,4 +1,4 @@
-"""Model families, and the one door to them: a shipped name, a folder, a run, or a hub id."""
+"""Model families, and the one door to them: a shipped name, a folder, a single file, a run, or a hub id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TypeVar
 
 from erasure import registry
 from erasure.errors import ModelError, suggestion
-from erasure.models._base import DiffusionModel, Examples, Model
+from erasure.models._base import Examples, Model
+from erasure.models._diffusion import DiffusionModel
 
 __all__ = [
     "DiffusionModel",
@@ -21,7 +22,12 @@ __all__ = [
     "shipped_names",
 ]
 
+SUFFIXES = (".safetensors", ".ckpt")  # of single files
 M = TypeVar("M", bound=Model)
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+# Of a hub repository: configurations, vocabularies, the weights of each part, but no copy in one file or other format.
+HUB_FILES = ("*.json", "*.txt", "model*.safetensors", "diffusion_*.safetensors", *(f"{p}/*.safetensors" for p in PARTS))
+HUB_COPIES = ("*non_ema*", "*.fp16.*", "*.fp16-*", "*.bf16.*")
 
 
 def shipped_folder() -> Path:
@@ -37,14 +43,19 @@ def shipped_names() -> tuple[str, ...]:
 
 
 def resolve(given: str | Path) -> str:
-    """The folder or hub id that `given` means: a run means its cleaned model; a shipped name, its checkpoint.
+    """The folder, file or hub id that `given` means: a run means its cleaned model; a shipped name, its checkpoint.
 
     Raises ModelError when it is none of them.
     """
     text = str(given).rstrip("/")
     path = Path(text)
     if path.is_file():
-        raise ModelError(f"--model {text} is a file: expected a model folder, a run folder, or a hub id")
+        if path.suffix not in SUFFIXES:
+            raise ModelError(
+                f"--model {text} is a file: expected a model folder, a run folder, a single file "
+                f"({' or '.join(SUFFIXES)}), or a hub id"
+            )
+        return text
     if path.is_dir():
         if (path / "run.json").is_file() and not (path / "model").is_dir():
             raise ModelError(f"{text} is a run without a finished model: run its command again to finish it")
@@ -52,7 +63,7 @@ def resolve(given: str | Path) -> str:
     name = text.removeprefix("checkpoints/")
     if name in shipped_names():
         return str(shipped_folder() / name)
-    if text.count("/") == 1 and not text.startswith((".", "/", "~", "checkpoints/")):
+    if text.count("/") == 1 and not text.startswith((".", "/", "~", "checkpoints/")) and path.suffix not in SUFFIXES:
         return text
     raise ModelError(f"--model {text} does not exist{suggestion(text, shipped_names())}")
 
@@ -60,12 +71,16 @@ def resolve(given: str | Path) -> str:
 def located(given: str | Path) -> str:
     """What `given` means, in words that hold from any folder: an absolute path, or a hub id."""
     source = resolve(given)
-    return str(Path(source).resolve()) if Path(source).is_dir() else source
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def load_model(given: str | Path) -> Model:
     """Load whatever `given` means; raises ModelError when it is missing, damaged, or of no known family."""
     source = resolve(given)
+    if Path(source).is_file():
+        from erasure.models._single import load_single
+
+        return load_single(Path(source))
     if not Path(source).is_dir():
         return _from_hub(source)
     if not any(Path(source).iterdir()):
@@ -92,7 +107,7 @@ def _from_hub(name: str) -> Model:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
+        folder = snapshot_download(name, allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_COPIES))
     except Exception as error:  # the hub's client raises a dozen kinds for one meaning
         raise ModelError(
             f"--model {name} is no folder here and cannot be read from the hub ({type(error).__name__}): "

@@ -169,46 +169,6 @@ class Model(ABC):
         return channels, size, size
 
 
-class DiffusionModel(Model):
-    """A Model that predicts the noise (or velocity) in a noised sample."""
-
-    @property
-    @abstractmethod
-    def num_train_timesteps(self) -> int:
-        """T, the number of noise levels."""
-
-    @property
-    @abstractmethod
-    def conditional(self) -> bool:
-        """Whether its prediction depends on a label or a prompt."""
-
-    @property
-    @abstractmethod
-    def num_classes(self) -> int:
-        """How many classes it can be asked for, the null class left out; 0 when it is unconditional."""
-
-    @property
-    @abstractmethod
-    def null_label(self) -> int | None:
-        """The label that stands for "no class", None when there is none."""
-
-    @abstractmethod
-    def add_noise(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t of `samples` (b, c, h, w) at integer `timesteps` (b,) in [0, T); DDPM eq. 4 (Ho et al., 2020)."""
-
-    @abstractmethod
-    def predict(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        """The network's prediction, (b, c, h, w)."""
-
-    @abstractmethod
-    def target(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a perfect network predicts: the noise, or the velocity."""
-
-    @abstractmethod
-    def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
-        """One image (c, h, w) in [-1, 1] for each label (b,), each from its own seed."""
-
-
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder; raises ModelError when it is missing or something else."""
     try:
@@ -239,9 +199,3 @@ def _read_maybe_sharded(weights: Path) -> dict[str, Tensor]:
     for name in sorted(set(read_object(index).get("weight_map", {}).values())):
         tensors |= read_tensors(weights.with_name(Path(name).name))[0]
     return tensors
-
-
-def drawn_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
-    """`count` timesteps in antithetic pairs t, T-1-t, so that every batch covers early and late noise alike."""
-    half = torch.randint(0, num_train_timesteps, (count // 2 + 1,), generator=generator)
-    return torch.cat([half, num_train_timesteps - 1 - half])[:count]

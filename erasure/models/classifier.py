@@ -1,18 +1,21 @@
 """classifier: an image classifier (He et al., 2016) on transformers' ResNetForImageClassification.
 
 Networks for small images have a 3 x 3 stem that keeps the resolution, as ResNets for CIFAR do; `config.json` says so
-in `stem`, and a folder without it loads as the stock class.
+in `stem`, and a folder without it loads as the stock class. Where the data names several aspects of an image (digit,
+style), the logits are one block for each, and one more input channel says how far right a pixel is, because pooled
+features could not tell left from right.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from erasure.data import Batch
+from erasure.data import Aspect, Batch
 from erasure.errors import ModelError, NotApplicableError, suggestion
 from erasure.models._base import Examples, Model, fill, read_object
 from erasure.run import atomic_folder, write_json
@@ -20,6 +23,7 @@ from erasure.weights import write_tensors
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet-digits": {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]},
+    "resnet-small": {"embedding_size": 24, "hidden_sizes": [24, 48, 96, 96], "depths": [1, 1, 1, 1]},
     "resnet18": {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
     "resnet34": {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [3, 4, 6, 3]},
 }
@@ -57,9 +61,11 @@ class Classifier(Model):
         if arch not in ARCHITECTURES:
             raise ModelError(f"unknown --arch {arch!r}{suggestion(arch, ARCHITECTURES)}")
         names = info["class_names"]
+        if "aspects" in info:
+            names = [f"{aspect}: {name}" for aspect, told in info["aspects"].items() for name in told["names"]]
         described: Any = ResNetConfig  # it keeps keywords of its own, such as our `stem`
         config = described(
-            num_channels=info["channels"],
+            num_channels=info["channels"] + ("aspects" in info),
             layer_type="basic",
             downsample_in_first_stage=False,
             id2label=dict(enumerate(names)),
@@ -89,7 +95,27 @@ class Classifier(Model):
     def examples(self, batch: Batch, generator: torch.Generator, *, condition_drop: bool = False) -> Examples:
         """The images, prepared, with their labels as target; nothing here is left to chance."""
         images = self.prepared(batch.images.to(self.device))
-        return Examples((images,), batch.labels.to(self.device), torch.ones(len(images), device=self.device))
+        return Examples((images,), self._wanted(batch.labels), torch.ones(len(images), device=self.device))
+
+    def _wanted(self, labels: Tensor) -> Tensor:
+        """The right answer for each label (b,): itself, or (b, aspects) one for each aspect."""
+        if self.aspects:
+            labels = torch.stack([torch.tensor(aspect.of_class)[labels.cpu()] for aspect in self.aspects.values()], 1)
+        return labels.to(self.device)
+
+    @cached_property
+    def aspects(self) -> dict[str, Aspect]:
+        """What it tells of an image besides its class, by name; empty for an ordinary classifier."""
+        told = self.info.get("aspects", {})
+        return {
+            name: Aspect(tuple(value["names"]), tuple(value["of_class"]), value.get("domain", ""))
+            for name, value in told.items()
+        }
+
+    def blocks(self, logits: Tensor) -> dict[str, Tensor]:
+        """The logits (n, ...) of each aspect."""
+        sizes = [len(aspect.names) for aspect in self.aspects.values()]
+        return dict(zip(self.aspects, logits.split(sizes, dim=1), strict=True))
 
     def prepared(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] at the size and normalisation the network was trained with."""
@@ -100,6 +126,9 @@ class Classifier(Model):
             )
         if images.shape[-1] != size:
             images = nn.functional.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        if self.aspects:
+            ramp = torch.linspace(-1, 1, size, device=images.device).expand(len(images), 1, size, size)
+            images = torch.cat([images, ramp], dim=1)
         if "image_mean" not in self.info:
             return images
         mean, std = (
@@ -114,12 +143,18 @@ class Classifier(Model):
         return self.network(inputs[0]).logits
 
     def distance(self, answer: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy, (b,)."""
+        """Cross-entropy, (b,), summed over aspects."""
+        if self.aspects:
+            blocks = enumerate(self.blocks(answer.float()).values())
+            return sum(
+                (nn.functional.cross_entropy(part, target[:, i], reduction="none") for i, part in blocks),
+                start=answer.new_zeros(len(answer)),
+            )
         return nn.functional.cross_entropy(answer.float(), target, reduction="none")
 
     def relabelled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
         """The same images with the anchor's labels."""
-        return examples._replace(target=anchor.labels.to(examples.target.device))
+        return examples._replace(target=self._wanted(anchor.labels))
 
     @torch.no_grad()
     def describe(self, images: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from erasure.data import Batch
-from erasure.errors import ModelError, NotApplicableError, OptionError
-from erasure.models._base import DiffusionModel, Examples, drawn_timesteps, fill, read_object
+from erasure.errors import ModelError
+from erasure.models._base import Examples, Model, fill, read_object
+from erasure.models._diffusion import DiffusionModel
 from erasure.run import atomic_folder, write_json
 
 SAMPLING = {"num_inference_steps": 50, "eta": 1.0, "guidance_scale": 1.0}
@@ -26,11 +27,10 @@ class DDPM(DiffusionModel):
     """A UNet2DModel with its noise scheduler."""
 
     family = "ddpm"
-    network: Any
+    sampling = SAMPLING
 
     def __init__(self, network: Any, noise_scheduler: Any, info: dict[str, Any], source: str = "") -> None:
-        super().__init__(network, info, source)
-        self.noise_scheduler = noise_scheduler
+        super().__init__(network, noise_scheduler, info, source)
         info.setdefault("channels", network.config.in_channels)
         info.setdefault("image_size", network.config.sample_size)
         self._alphas_cumprod = noise_scheduler.alphas_cumprod.clone()
@@ -92,11 +92,6 @@ class DDPM(DiffusionModel):
             write_json(temporary / "erasure.json", {**self.info, "family": self.family})
 
     @property
-    def num_train_timesteps(self) -> int:
-        """T, the number of noise levels."""
-        return int(self.noise_scheduler.config.num_train_timesteps)
-
-    @property
     def conditional(self) -> bool:
         """Whether the network takes class labels."""
         return self.network.config.num_class_embeds is not None
@@ -111,113 +106,34 @@ class DDPM(DiffusionModel):
         """The label that stands for "no class"."""
         return self.info.get("null_label")
 
-    def add_noise(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t of `samples` (b, c, h, w) at integer `timesteps` (b,) in [0, T); DDPM eq. 4 (Ho et al., 2020)."""
-        return self.noise_scheduler.add_noise(samples, noise, timesteps)
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """It denoises pixels."""
+        return self.image_shape
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Its samples are images."""
+        return samples
 
     def predict(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
         """The network's prediction for `noisy` (b, c, h, w) at `timesteps` (b,) under `labels` (b,)."""
         return self.network(noisy, timesteps, class_labels=labels).sample
 
-    def target(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise, or the velocity (Salimans and Ho, 2022) when the scheduler says so."""
-        kind = self.noise_scheduler.config.prediction_type
-        if kind == "epsilon":
-            return noise
-        if kind == "v_prediction":
-            return self.noise_scheduler.get_velocity(samples, noise, timesteps)
-        raise ModelError(f"prediction type {kind!r} is not supported: expected epsilon or v_prediction")
-
-    def examples(self, batch: Batch, generator: torch.Generator, *, condition_drop: bool = False) -> Examples:
-        """Noised images at antithetic timesteps, the noise as target; `condition_drop` nulls a share of the labels."""
-        count = len(batch.images)
-        noise = torch.randn(batch.images.shape, generator=generator)
-        timesteps = drawn_timesteps(count, self.num_train_timesteps, generator)
-        labels = self.with_dropped_condition(batch.labels, generator) if condition_drop else batch.labels
-        noisy = self.add_noise(batch.images, noise, timesteps)
-        target = self.target(batch.images, noise, timesteps)
-        inputs = (noisy, timesteps, labels) if self.conditional else (noisy, timesteps)
-        return Examples(
-            tuple(value.to(self.device) for value in inputs),
-            target.to(self.device),
-            torch.ones(count, device=self.device),
-        )
-
-    def with_dropped_condition(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """`labels` with the model's share (0.1 unless its erasure.json says otherwise) replaced by the null class."""
-        if self.null_label is None:
-            return labels
-        dropped = torch.rand(len(labels), generator=generator) < self.info.get("condition_drop", 0.1)
-        return torch.where(dropped, self.null_label, labels)
-
-    def answer(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
-        """The prediction; with a guidance scale g other than 1, e(0) + g (e(c) - e(0))."""
-        noisy, timesteps, *rest = inputs
-        labels = rest[0] if rest else None
-        if guidance_scale == 1.0:
-            return self.predict(noisy, timesteps, labels)
-        unguided = self.predict(noisy, timesteps, self._null_like(labels))
-        return unguided + guidance_scale * (self.predict(noisy, timesteps, labels) - unguided)
-
-    def _null_like(self, labels: Tensor | None) -> Tensor:
-        if labels is None or self.null_label is None:
-            raise NotApplicableError(f"{self.source or 'this model'} has no null class: its guidance scale must be 1")
-        return torch.full_like(labels, self.null_label)
-
-    def distance(self, answer: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error over pixels, (b,)."""
-        return (answer.float() - target).square().flatten(1).mean(1)
-
-    def relabelled(self, examples: Examples, anchor: Batch, teacher: DiffusionModel) -> Examples:  # type: ignore[override]
+    def relabelled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
         """The same noised images; the target is what `teacher` predicts under the anchor's labels.
 
         Without labels the target is the noise that leads to the anchor's *images*, (x_t - a x_anchor) / s with a, s of
         DDPM eq. 4. Its distance from the true noise grows as a / s, so each sample is weighted by min(1, (s / a)^2),
         which bounds every sample's error by its distance in image space.
         """
-        noisy, timesteps, *rest = examples.inputs
-        if rest:
-            with torch.no_grad():
-                target = teacher.predict(noisy, timesteps, anchor.labels.to(noisy.device))
-            return examples._replace(target=target.float())
+        if self.conditional:
+            return super().relabelled(examples, anchor, teacher)
+        noisy, timesteps = examples.inputs
         images = anchor.images.to(noisy.device)
         signal = self._alphas_cumprod.to(noisy.device)[timesteps].sqrt()[:, None, None, None]
         spread = (1 - signal.square()).sqrt()
         target = self.target(images, (noisy - signal * images) / spread, timesteps)
         return examples._replace(target=target, weight=(spread / signal).square().clamp(max=1.0).flatten())
-
-    @torch.no_grad()
-    def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
-        """DDIM sampling (Song et al., 2021) in evaluation mode, images (b, c, h, w) in [-1, 1].
-
-        `num_inference_steps`, `eta` (0 deterministic, 1 ancestral) and `guidance_scale` default to the model's own.
-        Each image draws from its own CPU generator, so it does not depend on the batch it is made in.
-        """
-        from diffusers import DDIMScheduler
-
-        chosen = {**SAMPLING, **self.info.get("sampling", {}), **settings}
-        scheduler = DDIMScheduler.from_config(self.noise_scheduler.config)
-        if not 1 <= chosen["num_inference_steps"] <= self.num_train_timesteps:
-            raise OptionError(
-                f"--num-inference-steps {chosen['num_inference_steps']} is outside 1 to {self.num_train_timesteps}"
-            )
-        scheduler.set_timesteps(chosen["num_inference_steps"])
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-        def drawn() -> Tensor:
-            return torch.stack([torch.randn(self.image_shape, generator=g) for g in generators]).to(self.device)
-
-        was_training = self.network.training
-        self.network.eval()
-        sample = drawn()
-        on_device = labels.to(self.device)
-        for timestep in scheduler.timesteps:
-            inputs = (sample, timestep.expand(len(sample)).to(self.device), on_device)
-            prediction = self.answer(inputs if self.conditional else inputs[:2], chosen["guidance_scale"])
-            noise = drawn() if chosen["eta"] > 0 else None
-            sample = scheduler.step(prediction, timestep, sample, eta=chosen["eta"], variance_noise=noise).prev_sample
-        self.network.train(was_training)
-        return sample.clamp(-1, 1).cpu()
 
 
 def _class_name(path: Path) -> str | None:

@@ -1,0 +1,81 @@
+"""erasure erase"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from erasure import registry
+from erasure.commands._shown import Answer, shown_run
+from erasure.errors import OptionError
+from erasure.options import add_flags, given_flags
+from erasure.parser import Parser, judging_flags, judging_given, model_flag, parser_of, wanted_flags, wanted_given
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Erase classes or a concept from a model."""
+    parser = parser_of(
+        "erase",
+        "erasure erase --model digits-ddpm --forget 3 --method salun --out run",
+        "erasure erase --model digits-sd --concept digits/neon --out run-sd",
+    )
+    parser.add_argument("--config", help="run.json of an earlier run, to repeat it bit for bit")
+    parser.add_argument("--method", default="salun", help="see `erasure list methods` (default salun)")
+    early, _ = parser.parse_known_args([part for part in argv if part not in ("-h", "--help")])
+    parser.add_argument("--out", required=True, help="the run folder")
+    if early.config:
+        values = parser.read(argv)
+        if any(part.split("=")[0] == "--method" for part in argv):
+            raise OptionError("--config repeats the method of its run: leave --method out")
+        return import_module("erasure.erase").repeat(values.config, values.out), values.json, shown_run
+    kind = _erase_flags(parser, early.method)
+    values = parser.read(argv)
+    request = import_module("erasure.erase").Request(
+        model=values.model,
+        forget=values.forget,
+        method=values.method,
+        mask=values.mask,
+        preset=values.preset,
+        wanted=wanted_given(values),
+        seed=values.seed,
+        options=given_flags(kind, vars(values)),
+        saliency=given_flags(import_module("erasure.saliency").SaliencySettings, _without_prefix(values)),
+        judging=import_module("erasure.judging").Judging().replaced(judging_given(values)),
+        evaluate=values.evaluate,
+        probe_every=values.probe_every,
+    )
+    return import_module("erasure.erase").erase(request, values.out), values.json, shown_run
+
+
+def _erase_flags(parser: Parser, method: str) -> Any:
+    """Add the flags of `erase`, those of the method too; returns the method's class."""
+    kind = registry.load("methods", method)
+    model_flag(parser)
+    parser.add_argument(
+        "--mask", help=f"saliency, none, random, inverted, or a file (default of {method}: {kind.default_mask})"
+    )
+    parser.add_argument("--preset", help=f"named set of options ({', '.join(kind.presets) or 'this method has none'})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default 0)")
+    parser.add_argument(
+        "--evaluate", action=argparse.BooleanOptionalAction, default=True, help="measure the result (default yes)"
+    )
+    parser.add_argument(
+        "--probe-every", type=int, default=0, help="look at UA and RA every so many steps (default 0, never)"
+    )
+    wanted_flags(parser)
+    add_flags(parser.add_argument_group(f"options of {method}"), kind)
+    group = parser.add_argument_group("how weights are scored for the mask")
+    saliency = import_module("erasure.saliency").SaliencySettings
+    add_flags(group, saliency, prefix_of={"guidance_scale": "saliency_guidance_scale"})
+    judging_flags(parser)
+    return kind
+
+
+def _without_prefix(values: argparse.Namespace) -> dict[str, Any]:
+    """`--saliency-guidance-scale` is the scoring's; `--guidance-scale` is the samples'."""
+    found = {key: value for key, value in vars(values).items() if key != "guidance_scale"}
+    if "saliency_guidance_scale" in found:
+        found["guidance_scale"] = found["saliency_guidance_scale"]
+    return found

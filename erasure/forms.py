@@ -1,0 +1,245 @@
+"""The forms a cleaned model is exported in: each says what it holds, then writes it with its provenance and card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erasure import single_file
+from erasure.contents import (
+    Content,
+    as_written,
+    component_of,
+    configs_of,
+    hashes,
+    in_folder,
+    in_one_file,
+    raw_tensors,
+    states_of,
+)
+from erasure.delta import DELTA, as_bits, difference
+from erasure.errors import NotApplicableError, OptionError
+from erasure.lora import decomposed, kohya_metadata, named
+from erasure.model_card import card
+from erasure.models import Model
+from erasure.models._layout import original_tensors
+from erasure.models._single import info_metadata
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.processes import device
+from erasure.provenance import KEY, SIDECAR, header_text
+from erasure.run import atomic_folder, write_json, write_text
+from erasure.tensor_file import write_ordered
+from erasure.weights import write_tensors
+
+FORMATS = ("diffusers", "single-file", "safetensors", "unet", "delta", "lora")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A cleaned model, the one it was made from, and what is known of both; `template` is the base's single file."""
+
+    base: Model
+    model: Model
+    provenance: dict[str, Any]
+    template: Path | None = None
+
+    def formats(self, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+        """The number format of each component: the one that is asked for, or what the base came in."""
+        own = self.base.info.get("dtypes", {}) if isinstance(self.base, StableDiffusion) else {}
+        return {part: dtype or getattr(torch, own.get(part, "float32")) for part in states_of(self.model)}
+
+    def network_format(self, dtype: torch.dtype | None) -> torch.dtype:
+        """The number format of the network, asked for or the base's."""
+        return next(iter(self.formats(dtype).values()))
+
+    def stable_diffusion(self, form: str) -> StableDiffusion:
+        """The model; raises NotApplicableError when it is of another family, for which `form` has no meaning."""
+        if not isinstance(self.model, StableDiffusion):
+            raise NotApplicableError(
+                f"--format {form} is for Stable Diffusion, this is a {self.model.family} model: "
+                "take diffusers, safetensors or delta"
+            )
+        return self.model
+
+    def changed(self) -> dict[str, Tensor]:
+        """The tensors of the network that differ from the base's, float32."""
+        before = self.base.network.state_dict()
+        after = self.model.network.state_dict().items()
+        return {name: tensor for name, tensor in after if not torch.equal(as_bits(before[name]), as_bits(tensor))}
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a form is written, where it leaves a choice."""
+
+    dtype: torch.dtype | None = None
+    rank: int = 8
+    lora_keys: str = "kohya"
+
+
+Writing = Callable[[Mapping[str, str]], None]
+
+
+def write(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+    """Write `cleaned` to `target` as one of FORMATS; returns its provenance, with what changed and the hashes.
+
+    Raises NotApplicableError for a form that the family has not, OptionError for a choice that the form has not.
+    """
+    if form == "safetensors" and isinstance(cleaned.model, StableDiffusion):
+        form = "single-file"
+    if manner.dtype is not None and (form == "delta" or not isinstance(cleaned.model, StableDiffusion)):
+        what = "a delta, which is exact" if form == "delta" else f"a {cleaned.model.family} model, kept in float32"
+        raise OptionError(f"--dtype has no meaning for {what}: leave it out")
+    return _FORMS[form](cleaned, target, manner)
+
+
+def _same(dtype: torch.dtype, _: str) -> torch.dtype:
+    return dtype
+
+
+def _described(cleaned: Cleaned, form: str, dtype: torch.dtype, **facts: Any) -> dict[str, Any]:
+    return {
+        **cleaned.provenance,
+        "family": cleaned.model.family,
+        "format": form,
+        "dtype": str(dtype).removeprefix("torch."),
+        **facts,
+    }
+
+
+def _as_file(target: Path, provenance: dict[str, Any], writing: Writing) -> dict[str, Any]:
+    writing({KEY: header_text(provenance)})
+    write_json(target.with_name(target.name + ".json"), provenance)
+    write_text(target.with_name(target.name + ".md"), card(provenance, target.name))
+    return provenance
+
+
+def _diffusers(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+    model, formats = cleaned.model, cleaned.formats(manner.dtype)
+
+    def dtype_of(name: str) -> torch.dtype | None:
+        return formats.get(component_of("diffusers", name))
+
+    content = Content(
+        "diffusers", as_written(in_folder(cleaned.base), dtype_of), as_written(in_folder(model), dtype_of)
+    )
+    provenance = _described(cleaned, "diffusers", cleaned.network_format(manner.dtype), **content.facts())
+    if isinstance(model, StableDiffusion):
+        model.info["dtypes"] = {part: str(dtype).removeprefix("torch.") for part, dtype in formats.items()}
+    with atomic_folder(target) as temporary:
+        model.save(temporary)
+        write_json(temporary / SIDECAR, provenance)
+        write_text(temporary / "README.md", card(provenance, target.name))
+    return provenance
+
+
+def _single_file(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+    model = cleaned.stable_diffusion("single-file")
+    if cleaned.template is not None:
+        return _patched(cleaned, cleaned.template, target, manner)
+    assert isinstance(cleaned.base, StableDiffusion)
+    formats = cleaned.formats(manner.dtype)
+
+    def dtype_of(name: str) -> torch.dtype | None:
+        return formats.get(component_of("single-file", name))
+
+    before, after = (as_written(in_one_file(one), dtype_of) for one in (cleaned.base, model))
+    provenance = _described(
+        cleaned, "single-file", cleaned.network_format(manner.dtype), **Content("single-file", before, after).facts()
+    )
+
+    def writing(metadata: Mapping[str, str]) -> None:
+        states = states_of(model)
+        components = {part: dict(as_written(state, partial(_same, formats[part]))) for part, state in states.items()}
+        single_file.write(target, components, configs_of(model), {**info_metadata(model.info), **metadata})
+
+    return _as_file(target, provenance, writing)
+
+
+def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> dict[str, Any]:
+    """The base's own file with the changed tensors in it."""
+    file, raw, changed = single_file.read(template), raw_tensors(template), cleaned.changed()
+    kept = {name: raw[name] for name in raw if not (changed and name.startswith(single_file.AVERAGED))}
+    moved = original_tensors(file.kind, "unet", changed, file.configs["unet"])
+
+    def dtype_of(name: str) -> torch.dtype:
+        return manner.dtype or kept[name].dtype
+
+    before, after = as_written(kept, dtype_of), as_written({**kept, **moved}, dtype_of)
+    facts = Content("single-file", before, after).facts()
+    told = {}
+    if file.velocity is None:  # the file does not say, its network did
+        velocity = cleaned.model.noise_scheduler.config.prediction_type == "v_prediction"  # type: ignore[attr-defined]
+        told["modelspec.prediction_type"] = "v" if velocity else "epsilon"
+    told |= info_metadata(cleaned.model.info)
+    return _as_file(
+        target,
+        _described(cleaned, "single-file", manner.dtype or file.dtype, **facts),
+        lambda metadata: single_file.patch(template, target, {"unet": changed}, {**told, **metadata}, manner.dtype),
+    )
+
+
+def _network(form: str) -> Callable[[Cleaned, Path, Manner], dict[str, Any]]:
+    def written(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+        if form == "unet":
+            cleaned.stable_diffusion(form)
+        dtype = cleaned.network_format(manner.dtype)
+        before, after = (
+            as_written(one.network.state_dict(), partial(_same, dtype)) for one in (cleaned.base, cleaned.model)
+        )
+        provenance = _described(cleaned, form, dtype, **Content(form, before, after).facts())
+        return _as_file(target, provenance, lambda metadata: write_ordered(target, after, {"format": "pt", **metadata}))
+
+    return written
+
+
+def _of_network(cleaned: Cleaned, tensors: Mapping[str, Tensor], form: str) -> dict[str, Any]:
+    """What changed in the network, for forms that hold something made from it."""
+    before, after = cleaned.base.network.state_dict(), cleaned.model.network.state_dict()
+    changed = Content("unet", before, after).facts()["changed"]
+    return {"changed": changed, "sha256": hashes(form, tensors, {}, ("all",))}
+
+
+def _delta(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+    base = cleaned.base.network.state_dict()
+    tensors = difference(base, cleaned.model.network.state_dict())
+    provenance = _described(cleaned, "delta", torch.float32, **_of_network(cleaned, tensors, "delta"))
+    names = dict.fromkeys(key.partition("::")[0] for key in tensors)
+    header = {
+        "format": DELTA,
+        "base_hash": provenance["base_hash"],
+        "hash": provenance["hash"],
+        "shapes": json.dumps({name: list(base[name].shape) for name in names}),
+    }
+    return _as_file(target, provenance, lambda metadata: write_tensors(target, tensors, {**header, **metadata}))
+
+
+def _lora(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+    configs = configs_of(cleaned.stable_diffusion("lora"))
+    kind, dtype = single_file.kind_of_configs(configs), manner.dtype or torch.float32
+    named([], manner.lora_keys, kind, configs["unet"])  # an unknown name is refused before the work
+    layers, report = decomposed(
+        cleaned.base.network.state_dict(), cleaned.model.network.state_dict(), manner.rank, dtype, device()
+    )
+    tensors = named(layers, manner.lora_keys, kind, configs["unet"])
+    facts = _of_network(cleaned, tensors, "lora")
+    provenance = _described(cleaned, "lora", dtype, **facts, lora={"keys": manner.lora_keys, **report})
+    header = {"format": "pt", **(kohya_metadata(kind, manner.rank) if manner.lora_keys == "kohya" else {})}
+    return _as_file(target, provenance, lambda metadata: write_tensors(target, tensors, {**header, **metadata}))
+
+
+_FORMS: dict[str, Callable[[Cleaned, Path, Manner], dict[str, Any]]] = {
+    "diffusers": _diffusers,
+    "single-file": _single_file,
+    "safetensors": _network("safetensors"),
+    "unet": _network("unet"),
+    "delta": _delta,
+    "lora": _lora,
+}

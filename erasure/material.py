@@ -1,0 +1,179 @@
+"""Material: what a method trains on. Classes of a data set, or prompts with images that are given or generated.
+
+Generated images and their encodings are kept in the user's cache, under a hash of all that decides them: a killed
+command goes on where it stopped, and runs on the same model and concept share them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from erasure.concepts import Concept, Prompt
+from erasure.data import Dataset
+from erasure.data._base import fit
+from erasure.errors import DataError, OptionError
+from erasure.images import SUFFIXES, read_image
+from erasure.latents import Latents, encoded_once
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.notes import tell
+from erasure.room import require_room
+from erasure.run import cache_folder, fingerprint
+from erasure.samples import DRAWING, Item, SampleSettings, draw_items
+from erasure.seeds import derive
+from erasure.task import Task
+
+SAME = 1e-3  # predictions that differ by less than this share of their norm are the same
+
+
+@dataclass(frozen=True)
+class MaterialSettings:
+    """Where the images behind prompts come from."""
+
+    forget_images: Annotated[str | None, "folder of images of the concept (default: the model draws them itself)"] = (
+        None
+    )
+    retain_images: Annotated[str | None, "folder of images of what is kept (default: the model draws them itself)"] = (
+        None
+    )
+    num_forget_images: Annotated[int, "images the model draws of the concept"] = 200
+    num_retain_images: Annotated[int, "images the model draws of what is kept"] = 200
+    material_batch_size: Annotated[int, "images drawn at once for training"] = 8
+    material_inference_steps: Annotated[int | None, "denoising steps of the images drawn for training"] = None
+
+    def check(self) -> None:
+        """Raise OptionError for a value outside its range."""
+        if min(self.num_forget_images, self.num_retain_images, self.material_batch_size) < 1:
+            raise OptionError("--num-forget-images, --num-retain-images and --material-batch-size must be at least 1")
+
+    def sampling(self) -> SampleSettings:
+        """How the images are drawn."""
+        return SampleSettings(
+            num_inference_steps=self.material_inference_steps, sample_batch_size=self.material_batch_size
+        )
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is forgotten and kept, and the samples of both."""
+
+    task: Task
+    dataset: Dataset
+
+
+def text_task(concept: Concept) -> Task:
+    """The concept's prompts as classes: its table, in its order."""
+    table = tuple(text for text in concept.table() if text)
+    forget = [prompt.text for prompt in concept.forget]
+    return Task(
+        table,
+        tuple(range(len(forget))),
+        anchors=tuple(table.index(prompt.anchor) if prompt.anchor else len(table) for prompt in concept.forget),
+        title=concept.name,
+    )
+
+
+def text_material(model: StableDiffusion, concept: Concept, settings: MaterialSettings, seed: int) -> Material:
+    """Bind the concept's prompts to `model`, get images of them, and encode them once.
+
+    Raises DataError for folders without images, OutputError when the disk cannot hold what must be drawn.
+    """
+    task = text_task(concept)
+    model.bind(task.class_names)
+    warn_without_effect(model, concept, task)
+    model_key = fingerprint({"unet": model.hash, "parts": model.parts_hash})
+    drawn = [
+        count
+        for folder, count in (
+            (settings.forget_images, settings.num_forget_images),
+            (settings.retain_images, settings.num_retain_images),
+        )
+        if folder is None
+    ]
+    _check_room(model, sum(drawn))
+    parts: list[Latents] = []
+    for role, prompts, folder, count in (
+        ("forget", concept.forget, settings.forget_images, settings.num_forget_images),
+        ("retain", concept.retain, settings.retain_images, settings.num_retain_images),
+    ):
+        if folder is not None:
+            dataset = _from_folder(Path(folder), prompts, task, model.image_shape[1], f"--{role}-images")
+        else:
+            dataset = _drawn(model, model_key, prompts, task, count, settings.sampling(), seed, role)
+        parts.append(encoded_once(model, dataset, model.parts_hash))
+    return Material(task, Latents.joined(parts))
+
+
+def _drawn(
+    model: StableDiffusion,
+    model_key: str,
+    prompts: Sequence[Prompt],
+    task: Task,
+    count: int,
+    sampling: SampleSettings,
+    seed: int,
+    role: str,
+) -> Dataset:
+    """`count` images that the model itself draws, spread evenly over the prompts."""
+    texts = [prompts[i % len(prompts)].text for i in range(count)]
+    how = {**model.sampling, **model.info.get("sampling", {}), **asdict(sampling), **sampling.overrides()}
+    key = fingerprint({"version": DRAWING, "model": model_key, "texts": texts, "seed": seed, **how})
+    folder = cache_folder() / "generated" / key[:32]
+    items = [
+        Item(task.class_names.index(text), derive(seed, "material", text, i // len(prompts)), folder / f"{i:05d}.png")
+        for i, text in enumerate(texts)
+    ]
+    missing = sum(not item.path.is_file() for item in items)
+    if missing:
+        tell(f"drawing {missing} of {count} images to {role}, kept in {folder}")
+    samples = draw_items(model, items, sampling, f"{role} images")
+    return Dataset(f"generated-{role}", "train", samples.images, samples.labels, task.class_names)
+
+
+def _check_room(model: StableDiffusion, missing: int) -> None:
+    """Say before drawing when the images and their encodings will not fit on the disk."""
+    latents = 2 * 4 * math.prod(model.sample_shape)
+    require_room(
+        cache_folder(),
+        missing * (math.prod(model.image_shape) + latents),
+        f"drawing {missing} images",
+        "set ERASURE_CACHE to another disk, or ask for fewer with --num-forget-images and --num-retain-images",
+    )
+
+
+def _from_folder(folder: Path, prompts: Sequence[Prompt], task: Task, size: int, flag: str) -> Dataset:
+    """Every image below `folder`, under the prompts in turn."""
+    paths = images_in(folder)
+    if not paths:
+        raise DataError(f"{flag} {folder} holds no images: expected a folder of .png or .jpg files")
+    images = np.stack([fit(read_image(path, str(path), 3), size) for path in paths])
+    labels = [task.class_names.index(prompts[i % len(prompts)].text) for i in range(len(paths))]
+    return Dataset(folder.name, "train", images, np.array(labels, dtype=np.int64), task.class_names)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Every image file below `folder`, in order of their names; none when it is no folder."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+@torch.no_grad()
+def warn_without_effect(model: StableDiffusion, concept: Concept, task: Task, at_most: int = 8) -> None:
+    """Tell of forget prompts that the model answers as it answers their anchors: there is nothing to erase."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn((2, *model.sample_shape), generator=generator).to(model.device)
+    timesteps = torch.full((2,), model.num_train_timesteps // 2, device=model.device)
+    for number in range(min(at_most, len(task.forget))):
+        pair = [torch.full((2,), label, device=model.device) for label in (task.forget[number], task.anchors[number])]
+        own, other = (model.predict(noisy, timesteps, labels) for labels in pair)
+        if float((own - other).norm()) < SAME * float(own.norm()):
+            row = concept.forget[number]
+            tell(
+                f"warning: {row.text!r} has no effect on this model, which answers as for {row.anchor!r}: "
+                "nothing is there to erase, or the words are not how the model knows it"
+            )

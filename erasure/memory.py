@@ -1,0 +1,105 @@
+"""What a training holds in memory, told before it begins.
+
+Counted is what grows with the network. Beside it there are the activations, which grow with the batch (less with
+--gradient-checkpointing or --accumulate), and the gradient of the one tensor that the backward pass is at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from erasure import free_weights
+from erasure.errors import NotApplicableError
+from erasure.mask import Mask
+
+FLOAT = 4  # bytes; weights, gradients and an optimiser's state are float32
+BLOCK = 256  # weights that share one scale in an 8-bit state (Dettmers et al., 2022)
+
+
+class Counts(NamedTuple):
+    """How many weights there are, may move, are in tensors that the mask splits, and may move in those."""
+
+    num_weights: int
+    num_free: int
+    num_split: int
+    num_split_free: int
+
+
+def count(network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True) -> Counts:
+    """The counts of a network under a mask and a choice of tensors."""
+    free = split = split_free = 0
+    for _, parameter, selected in free_weights.free_parts(network, mask, trains):
+        chosen = parameter.numel() if selected is None else int(selected.sum())
+        free += chosen
+        if selected is not None:
+            split += parameter.numel()
+            split_free += chosen
+    return Counts(sum(parameter.numel() for parameter in network.parameters()), free, split, split_free)
+
+
+def estimate(
+    num_weights: int,
+    num_free: int,
+    num_split: int = 0,
+    num_split_free: int = 0,
+    *,
+    optimizer: str = "adam",
+    momentum: float = 0.9,
+    lean: bool = False,
+    dense_gradients: bool = False,
+    teacher_bytes: int = 0,
+) -> dict[str, int]:
+    """Bytes by part at the end of a backward pass, on the network's device; parts as `Counts` names them.
+
+    `dense_gradients` (clip_before_mask) stands for a gradient of every weight, the most that a choice of tensors needs.
+    """
+    state = {"sgd": FLOAT if momentum else 0, "adamw8bit": 2 + 2 * FLOAT / BLOCK}.get(optimizer, 2 * FLOAT)
+    if lean:
+        mask = -(-num_split // 8)
+    elif num_weights <= free_weights.LISTED:
+        mask = 8 * num_split_free
+    else:
+        mask = num_split
+    return {
+        "weights": FLOAT * num_weights,
+        "teacher": teacher_bytes,
+        "gradients": FLOAT * (num_weights if dense_gradients else num_free),
+        "optimiser": round(state * num_free),
+        "mask": mask,
+        "compact copies": 0 if lean else FLOAT * num_split_free,
+    }
+
+
+def described(parts: Mapping[str, int]) -> str:
+    """One line: the sum, then each part that is there, in GB (10^9 bytes), or in MB below one GB."""
+    total = sum(parts.values())
+    unit, size = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
+    listed = ", ".join(f"{name} {value / size:.1f}" for name, value in parts.items() if value)
+    return f"estimated memory: {total / size:.1f} {unit} ({listed}), activations aside"
+
+
+@contextmanager
+def recomputed_activations(network: Any, asked: bool | None, suggested: bool) -> Iterator[None]:
+    """Recompute activations in the backward pass while the block lasts, for less memory and about a third more time.
+
+    Raises NotApplicableError when it was `asked` for and the network cannot; a mere suggestion is then dropped.
+    """
+    wanted = suggested if asked is None else asked
+    able = getattr(network, "_supports_gradient_checkpointing", False)
+    if asked and not able:
+        raise NotApplicableError(
+            f"--gradient-checkpointing: a {type(network).__name__} cannot recompute its activations: "
+            "save memory with --accumulate instead"
+        )
+    if not (wanted and able) or network.is_gradient_checkpointing:
+        yield
+        return
+    network.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        network.disable_gradient_checkpointing()

@@ -1,0 +1,168 @@
+"""What every diffusion model shares: noising, the questions it is trained with, guidance, DDIM sampling.
+
+A label says what is asked for: a class of a class-conditional network, a prompt of a text-to-image one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.data import Batch
+from erasure.errors import ModelError, NotApplicableError, OptionError
+from erasure.models._base import Examples, Model
+
+
+class DiffusionModel(Model):
+    """A Model that predicts the noise (or velocity) in a noised sample."""
+
+    network: Any
+    sampling: ClassVar[dict[str, Any]]
+
+    def __init__(self, network: Any, noise_scheduler: Any, info: dict[str, Any], source: str = "") -> None:
+        super().__init__(network, info, source)
+        self.noise_scheduler = noise_scheduler
+
+    @property
+    @abstractmethod
+    def conditional(self) -> bool:
+        """Whether its prediction depends on a label or a prompt."""
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """How many classes (or bound prompts) it can be asked for, the null one left out; 0 when unconditional."""
+
+    @property
+    @abstractmethod
+    def null_label(self) -> int | None:
+        """The label that stands for "nothing in particular", None when there is none."""
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what the network denoises: pixels, or latents."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's prediction for `noisy` (b, c, h, w) at `timesteps` (b,) under `labels` (b,)."""
+
+    @abstractmethod
+    def decode(self, samples: Tensor) -> Tensor:
+        """Images in [-1, 1] of denoised samples (b, c, h, w)."""
+
+    def encoded(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """What a batch holds, as the samples that are noised; here the same."""
+        return inputs
+
+    def name_of(self, label: int) -> str:
+        """A name for what `label` asks for, fit for a file."""
+        return self.class_names[label] if self.class_names else f"class-{label}"
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T, the number of noise levels."""
+        return int(self.noise_scheduler.config.num_train_timesteps)
+
+    def add_noise(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t of `samples` (b, c, h, w) at integer `timesteps` (b,) in [0, T); DDPM eq. 4 (Ho et al., 2020)."""
+        return self.noise_scheduler.add_noise(samples, noise, timesteps)
+
+    def target(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a perfect network predicts: the noise or, by its scheduler, the velocity (Salimans and Ho, 2022)."""
+        kind = self.noise_scheduler.config.prediction_type
+        if kind == "epsilon":
+            return noise
+        if kind == "v_prediction":
+            return self.noise_scheduler.get_velocity(samples, noise, timesteps)
+        raise ModelError(f"prediction type {kind!r} is not supported: expected epsilon or v_prediction")
+
+    def examples(self, batch: Batch, generator: torch.Generator, *, condition_drop: bool = False) -> Examples:
+        """Noised samples at antithetic timesteps, the noise as target; `condition_drop` nulls a share of the labels."""
+        count = len(batch.images)
+        samples = self.encoded(batch.images, generator)
+        noise = torch.randn(samples.shape, generator=generator)
+        timesteps = drawn_timesteps(count, self.num_train_timesteps, generator)
+        labels = self.with_dropped_condition(batch.labels, generator) if condition_drop else batch.labels
+        noisy = self.add_noise(samples, noise, timesteps)
+        target = self.target(samples, noise, timesteps)
+        inputs = (noisy, timesteps, labels) if self.conditional else (noisy, timesteps)
+        return Examples(
+            tuple(value.to(self.device) for value in inputs),
+            target.to(self.device),
+            torch.ones(count, device=self.device),
+        )
+
+    def with_dropped_condition(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """`labels` with the model's share (0.1 unless its erasure.json says otherwise) replaced by the null label."""
+        if self.null_label is None:
+            return labels
+        dropped = torch.rand(len(labels), generator=generator) < self.info.get("condition_drop", 0.1)
+        return torch.where(dropped, self.null_label, labels)
+
+    def answer(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
+        """The prediction; with a guidance scale g other than 1, e(0) + g (e(c) - e(0))."""
+        noisy, timesteps, *rest = inputs
+        labels = rest[0] if rest else None
+        if guidance_scale == 1.0:
+            return self.predict(noisy, timesteps, labels)
+        unguided = self.predict(noisy, timesteps, self._null_like(labels))
+        return unguided + guidance_scale * (self.predict(noisy, timesteps, labels) - unguided)
+
+    def _null_like(self, labels: Tensor | None) -> Tensor:
+        if labels is None or self.null_label is None:
+            raise NotApplicableError(f"{self.source or 'this model'} has no null class: its guidance scale must be 1")
+        return torch.full_like(labels, self.null_label)
+
+    def distance(self, answer: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error over everything but the batch, (b,)."""
+        return (answer.float() - target).square().flatten(1).mean(1)
+
+    def relabelled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
+        """The same noised samples; the target is what `teacher` predicts under the anchor's labels."""
+        noisy, timesteps, _ = examples.inputs
+        with torch.no_grad():
+            target = teacher.answer((noisy, timesteps, anchor.labels.to(noisy.device)))
+        return examples._replace(target=target.float())
+
+    @torch.no_grad()
+    def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
+        """DDIM sampling (Song et al., 2021) in evaluation mode, images (b, c, h, w) in [-1, 1].
+
+        `num_inference_steps`, `eta` (0 deterministic, 1 ancestral) and `guidance_scale` default to the model's own.
+        Each image draws from its own CPU generator, so it does not depend on the batch it is made in.
+        """
+        from diffusers import DDIMScheduler
+
+        chosen = {**self.sampling, **self.info.get("sampling", {}), **settings}
+        scheduler = DDIMScheduler.from_config(self.noise_scheduler.config)
+        if not 1 <= chosen["num_inference_steps"] <= self.num_train_timesteps:
+            raise OptionError(
+                f"--num-inference-steps {chosen['num_inference_steps']} is outside 1 to {self.num_train_timesteps}"
+            )
+        scheduler.set_timesteps(chosen["num_inference_steps"])
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def drawn() -> Tensor:
+            return torch.stack([torch.randn(self.sample_shape, generator=g) for g in generators]).to(self.device)
+
+        was_training = self.network.training
+        self.network.eval()
+        sample = drawn()
+        on_device = labels.to(self.device)
+        for timestep in scheduler.timesteps:
+            inputs = (sample, timestep.expand(len(sample)).to(self.device), on_device)
+            prediction = self.answer(inputs if self.conditional else inputs[:2], chosen["guidance_scale"])
+            noise = drawn() if chosen["eta"] > 0 else None
+            sample = scheduler.step(prediction, timestep, sample, eta=chosen["eta"], variance_noise=noise).prev_sample
+        self.network.train(was_training)
+        return self.decode(sample).clamp(-1, 1).cpu()
+
+
+def drawn_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
+    """`count` timesteps in antithetic pairs t, T-1-t, so that every batch covers early and late noise alike."""
+    half = torch.randint(0, num_train_timesteps, (count // 2 + 1,), generator=generator)
+    return torch.cat([half, num_train_timesteps - 1 - half])[:count]

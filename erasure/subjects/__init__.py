@@ -1,0 +1,51 @@
+"""Subject: what an erasure is about, made from what was asked. Classes of a data set, or a concept in words.
+
+Both give a task, the samples a method trains on, evidence for the metrics, and the plain settings that make them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from erasure import guard
+from erasure.concepts import Concept, from_words, load_concept
+from erasure.errors import OptionError
+from erasure.models import Model
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.notes import tell
+from erasure.subjects._base import Subject, Wanted
+from erasure.subjects.classes import Classes
+from erasure.subjects.words import Words
+
+__all__ = ["Subject", "Wanted", "recorded", "subject_of"]
+
+
+def subject_of(model: Model, wanted: Wanted, seed: int = 0) -> Subject:
+    """The subject that was asked for, as the model's family understands it."""
+    if not isinstance(model, StableDiffusion):
+        return Classes(model, wanted)
+    if bool(wanted.concept) == bool(wanted.forget):
+        raise OptionError("give --forget WORDS or --concept NAME (one of them): what the model is to forget")
+    if wanted.concept and (wanted.anchor or wanted.retain):
+        raise OptionError("--concept brings its own anchors and prompts to retain: leave --anchor and --retain out")
+    if wanted.concept:
+        concept = load_concept(wanted.concept)
+    else:
+        assert wanted.forget is not None
+        concept = from_words(wanted.forget, wanted.anchor, wanted.retain)
+    guard.check(concept.table())
+    for line in concept.described():
+        tell(line)
+    return Words(model, concept, wanted, seed)
+
+
+def recorded(model: Model, settings: Mapping[str, Any]) -> Subject:
+    """The subject of a run.json."""
+    where = {key: settings[key] for key in ("data", "data_dir", "image_size")}
+    if "concept" not in settings:
+        return Classes(model, Wanted(forget=settings["forget"], **where))
+    if not isinstance(model, StableDiffusion):
+        raise OptionError(f"the run erases a concept in words, {model.source} is a {model.family} model")
+    wanted = Wanted(material=settings["material"], **where)
+    return Words(model, Concept.from_json(settings["concept"]), wanted, settings["material_seed"])

@@ -1,0 +1,84 @@
+"""What every subject gives, and what can be asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erasure.data import Dataset
+from erasure.evidence import Evidence
+from erasure.judging import Judging
+from erasure.models import Model, shipped_folder, shipped_names
+from erasure.models._base import read_object
+from erasure.task import Task
+
+Look = Callable[[Model], Mapping[str, float]]
+PROBED = 32  # forget images of a look during training, and as many retain images
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked to be forgotten: classes for models that know classes, words or a concept for the others.
+
+    `material` are those fields of MaterialSettings that were asked for; the rest follow the model's card.
+    """
+
+    forget: str | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    image_size: int | None = None
+    concept: str | None = None
+    anchor: str | None = None
+    retain: str | None = None
+    material: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Subject(ABC):
+    """A task with its samples and its evidence."""
+
+    task: Task
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values for run.json, from which `recorded` makes the same subject."""
+
+    @property
+    @abstractmethod
+    def dataset(self) -> Dataset:
+        """The samples that a method trains on."""
+
+    @abstractmethod
+    def prepare(self, model: Model) -> None:
+        """Make another copy of the model ready for the task."""
+
+    @abstractmethod
+    def evidence(
+        self, model: Model, judging: Judging, folder: Path | None, original: Evidence | None = None
+    ) -> Evidence:
+        """Evidence whose samples lie in `folder`, or, for a model that does not change, in the user's cache."""
+
+    @abstractmethod
+    def look(self, model: Model, judging: Judging) -> Look:
+        """What is looked at during training: UA and RA over few samples, in percent."""
+
+    @abstractmethod
+    def check_judge(self, judging: Judging) -> None:
+        """Raise what is wrong with the judge before anything is written."""
+
+    @abstractmethod
+    def mark(self, info: dict[str, Any]) -> None:
+        """Write into a cleaned model's `info` what is gone from it."""
+
+
+def shipped_classifier(data: str | None) -> str | None:
+    """The name of the classifier that ships for a data set, None when there is none."""
+    for name in shipped_names():
+        if data is not None and name.endswith("-classifier"):
+            card = shipped_folder() / name / "erasure.json"
+            if card.is_file() and read_object(card).get("data") == data:
+                return name
+    return None

@@ -1,0 +1,152 @@
+"""What the metrics count on a text-to-image model, with a judge whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from erasure import registry
+from erasure.concepts import Concept, Prompt
+from erasure.data import load_dataset
+from erasure.errors import NotApplicableError
+from erasure.evaluate import measured
+from erasure.judges import Judge, Judged
+from erasure.material import text_task
+from erasure.samples import SampleSettings
+from erasure.text_evidence import TextEvidence
+from tests.conftest import tiny
+
+CONCEPT = Concept(
+    "three",
+    (
+        Prompt("three ink", "four ink", (("digit", "three"), ("style", "ink"))),
+        Prompt("three neon", "four neon", (("digit", "three"), ("style", "neon"))),
+    ),
+    (
+        Prompt("four ink", shows=(("digit", "four"), ("style", "ink"))),
+        Prompt("four neon", shows=(("digit", "four"), ("style", "neon"))),
+        Prompt("five ink", shows=(("digit", "five"), ("style", "ink"))),
+        Prompt("five neon", shows=(("digit", "five"), ("style", "neon"))),
+        Prompt("four five", shows=(("digit", "four"), ("digit", "five"), ("style", "ink"))),
+    ),
+)
+BOTH = Concept(
+    "three,neon",
+    (*CONCEPT.forget, Prompt("five neon", "five ink", (("digit", "five"), ("style", "neon")))),
+    (CONCEPT.retain[0], CONCEPT.retain[2]),
+)
+
+
+class Scripted(Judge):
+    """Sees what it was told to see, two images a row."""
+
+    name = "scripted"
+    domains = {"digit": ("three", "four", "five"), "style": ("ink", "neon")}  # noqa: RUF012
+    hash = "scripted"
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def describe(self, images):
+        digits = np.array([list(digits) for digits, _ in self.seen], dtype=object)
+        styles = np.array([[style] for _, style in self.seen], dtype=object)
+        features = images.reshape(len(images), -1)[:, :4].astype(np.float64)
+        count = len(images)
+        return Judged({"digit": digits[:count], "style": styles[:count]}, features)
+
+
+def evidence(concept, seen, tmp_path, **more):
+    model = tiny("sd1")
+    task = text_task(concept)
+    model.bind(task.class_names)
+    judge = Scripted(seen) if seen else None
+    settings = SampleSettings(num_images=2, num_inference_steps=1)
+    return TextEvidence(
+        model, concept, task, load_dataset("digits_styles", "test"), tmp_path, judge=judge, settings=settings, **more
+    )
+
+
+def pair(first, second, style):
+    return ((first, second), style)
+
+
+SEEN = [
+    *[pair("three", "", "ink"), pair("four", "", "ink")],  # three ink: one of two is still a three
+    *[pair("four", "", "neon"), pair("five", "", "ink")],  # three neon: none is, one lost its style
+    *[pair("four", "", "ink"), pair("five", "", "ink")],  # four ink: one right
+    *[pair("four", "", "neon"), pair("four", "", "neon")],
+    *[pair("five", "", "ink"), pair("five", "", "neon")],  # five ink: a style lost
+    *[pair("five", "", "neon"), pair("three", "", "neon")],
+    *[pair("four", "five", "ink"), pair("five", "four", "ink")],  # the pair: one in the wrong order
+]
+
+
+def test_each_metric_counts_its_trials(tmp_path):
+    found = measured(evidence(CONCEPT, SEEN, tmp_path), ())
+    value = {name: score["value"] for name, score in found["metrics"].items()}
+    n = {name: score["n"] for name, score in found["metrics"].items()}
+    assert CONCEPT.erased == {("digit", "three")}
+    assert value["ua"] == 75 and n["ua"] == 4 and found["ua"] == 75
+    assert value["ira"] == 75 and n["ira"] == 8 and found["ra"] == 75
+    assert value["cra"] == pytest.approx(100 * 10 / 12) and n["cra"] == 12
+    assert value["composition"] == 50 and n["composition"] == 2
+    assert found["judge_hash"] == "scripted"
+
+
+def test_two_erased_domains_keep_what_a_forget_prompt_also_shows(tmp_path):
+    seen = [*SEEN[:4], *SEEN[10:12], *SEEN[4:6], *SEEN[8:10]]
+    one = evidence(BOTH, seen, tmp_path)
+    assert BOTH.erased == {("digit", "three"), ("style", "neon")}
+    # three ink: digit; three neon: digit and style; five neon: style
+    assert one.correct("forget").tolist() == [True, False, False, False, True, False, True, True]
+    # outside: the ink of three ink, the five of five neon
+    assert one.across().tolist() == [True, True, True, False]
+    with pytest.raises(NotApplicableError, match="two things"):
+        one.together()
+
+
+def test_real_images_are_those_that_show_the_same(tmp_path):
+    reference = evidence(CONCEPT, SEEN, tmp_path).reference("retain")
+    shown = {reference.class_names[label] for label in np.unique(reference.labels)}
+    assert shown == {
+        *("four in ink style", "four in neon style", "five in ink style", "five in neon style"),
+        *("four next to five in ink style", "five next to four in ink style"),
+    }
+
+
+def test_without_a_judge_every_metric_says_why(tmp_path):
+    found = measured(evidence(CONCEPT, None, tmp_path), ())
+    assert found["metrics"] == {} and found["ua"] is None
+    assert (
+        set(found["not_measured"]) == set(TextEvidence.default_metrics)
+        and "give --classifier" in found["not_measured"]["ira"]
+    )
+    with pytest.raises(NotApplicableError, match="--clip"):
+        measured(evidence(CONCEPT, SEEN, tmp_path), ("clip_score",))
+
+
+def test_the_picture_is_a_grid_of_both_domains(tmp_path):
+    rows = evidence(CONCEPT, SEEN, tmp_path).picture()
+    assert [row.name for row in rows] == ["ink", "neon"] and all(len(row.images) == 3 for row in rows)
+    assert not any(row.forgotten for row in rows)
+    assert [row.forgotten for row in evidence(BOTH, SEEN, tmp_path).picture()] == [True, True, True, False, False]
+
+
+def test_classes_have_no_words(digits, task, tmp_path):
+    from erasure.evidence import Evidence
+
+    plain = Evidence(tiny("ddpm"), task, digits, tmp_path)
+    for name in ("ira", "cra", "composition", "clip_score"):
+        with pytest.raises(NotApplicableError, match="text-to-image"):
+            registry.load("metrics", name)().measure(plain)
+
+
+def test_the_same_seed_pairs_two_models(tmp_path):
+    one = evidence(CONCEPT, SEEN, tmp_path / "a")
+    other = evidence(CONCEPT, SEEN, tmp_path / "b", original=one)
+    other.model = tiny("sd1", seed=5).bind(other.task.class_names)
+    assert one.samples.labels.tolist() == other.samples.labels.tolist()
+    assert not np.array_equal(one.samples.images, other.samples.images)
+    assert measured(one, ("ua",))["metrics"]["ua"]["value"] == 75
+    assert torch.equal(torch.from_numpy(one.chosen("forget")), torch.from_numpy(other.chosen("forget")))
