@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import command_line, mask, stable_diffusion, step
+from benchmarks import audit, command_line, detectors, exact, mask, stable_diffusion, step
 
 Measured = Mapping[str, float | str]
 ALL: dict[str, Callable[[], Measured]] = {
@@ -24,6 +24,9 @@ ALL: dict[str, Callable[[], Measured]] = {
     "command line": command_line.measure,
     "sd step": stable_diffusion.step,
     "sd memory": stable_diffusion.memory,
+    "detectors": detectors.measure,
+    "audit": audit.measure,
+    "exact unlearning": exact.measure,
 }
 
 
@@ -47,7 +50,7 @@ def main() -> int:
         results = {**kept, **results}
     for name in arguments.names or ALL:
         results[name] = show(name, ALL[name]())
-    out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

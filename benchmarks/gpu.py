@@ -1,4 +1,4 @@
-"""What a GPU is for: invariants on the device, a CIFAR-10 DDPM trained for the minutes there are, Stable Diffusion.
+"""What a GPU is for: invariants, a CIFAR-10 DDPM trained for the minutes there are, Stable Diffusion, its audit.
 
     python -m benchmarks.gpu --minutes 25 --data-dir ../shared/data --out gpu
     python -m benchmarks.gpu --minutes 15 --parts sd --out gpu                 (Stable Diffusion alone: gpu_sd.py)
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_sd, sd_networks
+from benchmarks import audit, gpu_sd, sd_networks
 from benchmarks.stable_diffusion import job_of
 from erasure import registry
 from erasure.data import Batch, Batches, Dataset, load_dataset
@@ -41,7 +41,7 @@ from erasure.train import train
 
 CLASSIFIER_SHARE, JUDGING_SHARE = 0.15, 0.15  # of the minutes; the rest is the DDPM's
 SD_SHARE = 0.3  # of the minutes, when the DDPM is trained too
-PARTS = ["ddpm", "sd"]
+PARTS = ["ddpm", "sd", "audit"]
 
 
 def main() -> int:
@@ -69,6 +69,8 @@ def main() -> int:
     if "sd" in arguments.parts:
         found = gpu_sd.run(root / "sd.json", gpu_sd.TOY if arguments.toy else gpu_sd.Plan(), deadline, _name())
         print(json.dumps({"sd": found}))
+    if "audit" in arguments.parts:
+        _stage(root, "audit", lambda: dict(audit.full_size(arguments.toy)))
     return 0
 
 

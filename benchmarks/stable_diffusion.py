@@ -225,7 +225,10 @@ def alone_ours(width: int, size: int) -> dict[str, float]:
     counts = count(model.network, mask)
     # The original is kept in float16 (its values are such), with a bit a weight for where it belongs.
     teacher = 2 * counts.num_free + counts.num_split // 8
-    held = sum(estimate(*counts, lean=True, teacher_bytes=teacher).values()) + mask.total // 8
+    parts = estimate(*counts, lean=True, in_backward=True, teacher_bytes=teacher)
+    # No gradient is there at the peak, the teacher's pass: the student's float32 values are, in the originals' stead.
+    swapped = 2 * counts.num_free - parts["gradients"]
+    held = sum(parts.values()) + swapped + mask.total // 8
 
     def on_step(done: int) -> dict[str, Any]:
         peaks.append(peak_bytes())

@@ -64,10 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, argv: Sequence[str]) -> int:
     _quiet()
     show()
-    result, as_json, shown = import_module(f"erasure.commands.{verb}").run(argv)
+    command = import_module(f"erasure.commands.{verb}")
+    result, as_json, shown = command.run(argv)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else shown(result))
-    return 0
+    return int(command.code(result)) if hasattr(command, "code") else 0
 
 
 def _quiet() -> None:

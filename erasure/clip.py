@@ -288,8 +288,11 @@ def clip_scores(model: Clip, images: np.ndarray, prompts: Sequence[str]) -> np.n
     """
     if len(images) != len(prompts):
         raise DataError(f"{len(images)} images and {len(prompts)} prompts: expected one prompt for each image")
-    unique = list(dict.fromkeys(prompts))
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    text = clip_text_features(model, unique)[[place[prompt] for prompt in prompts]]
-    cosine = nn.functional.cosine_similarity(clip_image_features(model, images).double(), text.double())
-    return 100 * cosine.clamp(min=0).numpy()
+    return clip_text_scores(model, clip_image_features(model, images), prompts)
+
+
+def clip_text_scores(model: Clip, embedded: Tensor, prompts: Sequence[str]) -> np.ndarray:
+    """CLIP score (n,) of each embedded image (n, d) with its own prompt."""
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    text = clip_text_features(model, list(place))[[place[prompt] for prompt in prompts]]
+    return 100 * nn.functional.cosine_similarity(embedded.double(), text.double()).clamp(min=0).numpy()

@@ -1,4 +1,4 @@
-"""Put finished runs side by side: one table, one page."""
+"""Put finished runs, or finished audits, side by side: one table, one page."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from erasure import plots
+from erasure.compare_audits import compare_audits
 from erasure.errors import RunError
 from erasure.report import COLUMNS, rendered, table, titled
 from erasure.run import read_record, write_text
 
 
 def compare(runs: Sequence[str], html: str | Path | None = None) -> dict[str, Any]:
-    """Rows of all runs, their originals first; `html` also writes a page.
+    """Rows of all runs, their originals first; `html` also writes a page. Of audits, see compare_audits.
 
-    Raises RunError for a folder that is no finished erasure. Originals that were judged alike appear once.
+    Raises RunError for a folder that is no finished erasure or audit, and for both kinds at once. Originals that were
+    judged alike appear once.
     """
+    documents = {run: _finished(run) for run in runs}
+    audits = [run for run, document in documents.items() if document["verb"] == "audit"]
+    if len(audits) == len(documents):
+        return compare_audits(audits, html)
+    if audits:
+        other = next(run for run in documents if run not in audits)
+        raise RunError(f"{audits[0]} is an audit and {other} an erasure: compare audits with audits, runs with runs")
     rows: list[dict[str, Any]] = []
     originals: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        document = read_record(Path(run) / "run.json")
-        if document.get("verb") != "erase" or document.get("status") != "done":
-            raise RunError(f"{run} is not a finished erasure: finish it with its own command first")
+    for run, document in documents.items():
         result, settings = document["result"], document["settings"]
         name = f"{settings['method']} ({Path(run).name})"
         rows.append({"name": name, "seed": settings["seed"], **result})
@@ -38,6 +44,13 @@ def compare(runs: Sequence[str], html: str | Path | None = None) -> dict[str, An
         write_text(Path(html), page)
         result["html"] = str(html)
     return result
+
+
+def _finished(run: str) -> dict[str, Any]:
+    document = read_record(Path(run) / "run.json")
+    if document["verb"] not in ("erase", "audit") or document["status"] != "done":
+        raise RunError(f"{run} is not a finished erasure or audit: finish it with its own command first")
+    return document
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

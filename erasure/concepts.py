@@ -14,6 +14,7 @@ from erasure.prompt_file import Prompt, Shows, read_prompts
 from erasure.wording import filled, mentions, replacement, templates_for
 
 EVERYDAY = "retain"  # prompts/retain.csv: what is kept when the user gives only words
+AUDIT = "audit/"  # prompts to audit with; they name nothing to forget
 LISTED = 3  # examples of each kind that the user is told
 
 
@@ -85,7 +86,7 @@ def concept_names() -> tuple[str, ...]:
     """The presets by name, such as "nudity" and "imagenette/church"."""
     root = prompts_folder()
     found = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.csv"))
-    return tuple(sorted(name for name in found if name != EVERYDAY))
+    return tuple(sorted(name for name in found if name != EVERYDAY and not name.startswith(AUDIT)))
 
 
 def load_concept(given: str) -> Concept:

@@ -20,12 +20,13 @@ from torch import Tensor
 from erasure import single_file
 from erasure.delta import as_bits
 from erasure.errors import ModelError
-from erasure.models import DiffusionModel, Model
-from erasure.models._layout import COMPONENTS, original_tensors
+from erasure.models import HUB_COPIES, HUB_FILES, DiffusionModel, Model, resolve
+from erasure.models._components import read_component
+from erasure.models._layout import COMPONENTS, TEXT_MODEL, original_tensors
 from erasure.models._tokenizer import config_of
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.tensor_file import cast, is_pickle, read_header
-from erasure.weights import hash_tensors, read_pickled_state, reason
+from erasure.weights import dtype_of, hash_tensors, read_pickled_state, reason
 
 PARTS = {
     "model.diffusion_model.": "unet",
@@ -137,29 +138,122 @@ def folder_tensors(folder: Path) -> Mapping[str, Tensor]:
 def states_of(model: Model) -> dict[str, Mapping[str, Tensor]]:
     """The tensors of each component, float32, by the name of its folder ("." where the network has none)."""
     states: dict[str, Mapping[str, Tensor]] = {
-        "unet" if isinstance(model, DiffusionModel) else ".": model.network.state_dict()
+        model.network_part if isinstance(model, DiffusionModel) else ".": model.network.state_dict()
     }
     if isinstance(model, StableDiffusion):
-        states |= {name: model.parts[name].state_dict() for name in ("vae", *model.encoders)}
+        states |= {name: _once(model.parts[name].state_dict()) for name in ("vae", *model.encoders)}
     return states
 
 
-def in_folder(model: Model) -> Mapping[str, Tensor]:
+def _once(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without second names of one tensor (T5's vocabulary has two), which files leave out."""
+    first: dict[int, str] = {}
+    return {name: tensor for name, tensor in state.items() if first.setdefault(tensor.data_ptr(), name) == name}
+
+
+@dataclass(frozen=True)
+class Original:
+    """The model that a cleaned one was made from: its tensors by component as in `states_of`, and their formats.
+
+    From `original` they are read when they are asked for, in the number formats of the files.
+    """
+
+    states: Mapping[str, Mapping[str, Tensor]]
+    dtypes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: Model) -> Original:
+        """The same of a model in memory."""
+        return cls(states_of(model), model.info.get("dtypes", {}))
+
+    @property
+    def network(self) -> Mapping[str, Tensor]:
+        """The network's tensors, float32, each made when it is asked for."""
+        return as_written(next(iter(self.states.values())), lambda _: torch.float32)
+
+    @property
+    def hash(self) -> str:
+        """The hash that the loaded model would have."""
+        return hash_tensors(self.network)
+
+
+def original(place: str, like: Model) -> Original | None:
+    """The original of `like` at `place`, left in its files; None where they do not have its tensors.
+
+    Raises ModelError when there is nothing at `place`, or a single file of another kind.
+    """
+    if not isinstance(like, StableDiffusion):
+        return None
+    path = _on_disk(resolve(place))
+    if path.is_file():
+        file = single_file.read(path)
+        return Original(file.components, file.dtypes)
+    found, dtypes = {}, {}
+    for part, state in states_of(like).items():
+        files = _weights_of(path / part)
+        tensors = _matched(files, state) if files else None
+        if tensors is not None:
+            found[part], dtype = tensors, dtype_of(files[0])
+        elif part != like.network_part and files:  # names of an older version, which the library knows to turn
+            module, dtype = read_component(path, part)
+            found[part] = module.state_dict()
+        else:
+            return None
+        dtypes[part] = str(dtype).removeprefix("torch.")
+    return Original(found, {**dtypes, **like.info_of(path).get("dtypes", {})})
+
+
+def _on_disk(source: str) -> Path:
+    """The file or folder itself; of a hub id, where its files are kept."""
+    if Path(source).exists():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        how: dict[str, Any] = {"allow_patterns": list(HUB_FILES), "ignore_patterns": list(HUB_COPIES)}
+        return Path(snapshot_download(source, local_files_only=True, **how))
+    except Exception:  # the hub's client raises a dozen kinds; loading the model says what is wrong
+        return Path(source)
+
+
+def _weights_of(folder: Path) -> list[Path]:
+    """The weights of a component: its plain files, or where there are none those of a variant such as fp16."""
+    paths = sorted(folder.glob("*.safetensors"))
+    return [path for path in paths if "." not in path.stem] or paths
+
+
+def _matched(files: list[Path], state: Mapping[str, Tensor]) -> Lazy | None:
+    """The files' tensors under the names of `state`; None unless each is there once, in its shape."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    for path in files:
+        tensors = raw_tensors(path)
+        makers = {name.removeprefix(TEXT_MODEL): partial(tensors.__getitem__, name) for name in tensors}
+        if found.keys() & makers.keys():
+            return None
+        found |= makers
+    named = {name: found.get(name.removeprefix(TEXT_MODEL)) for name in state}
+    made = {name: maker for name, maker in named.items() if maker is not None and maker().shape == state[name].shape}
+    return Lazy(made) if len(made) == len(state) else None
+
+
+def in_folder(model: Model | Original) -> Lazy:
     """A model's tensors under the names of `folder_tensors`."""
-    return {_place(part, name): tensor for part, state in states_of(model).items() for name, tensor in state.items()}
+    states = model.states if isinstance(model, Original) else states_of(model)
+    return Lazy({_place(part, name): partial(s.__getitem__, name) for part, s in states.items() for name in s})
 
 
 def _place(part: str, name: str) -> str:
     """transformers writes some text encoders' names with `text_model.` and others without: here they have none."""
     if part == ".":
         return name
-    return f"{part}/{name.removeprefix('text_model.') if part.startswith('text_encoder') else name}"
+    return f"{part}/{name.removeprefix(TEXT_MODEL) if part.startswith('text_encoder') else name}"
 
 
-def in_one_file(model: StableDiffusion) -> dict[str, Tensor]:
-    """A model's tensors in the original layout."""
-    configs = configs_of(model)
-    kind, states = single_file.kind_of_configs(configs), states_of(model)
+def in_one_file(
+    states: Mapping[str, Mapping[str, Tensor]], configs: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """A model's tensors, given by component, in the original layout."""
+    kind = single_file.kind_of_configs(configs)
     tensors: dict[str, Tensor] = {}
     for part in COMPONENTS[kind]:
         tensors |= original_tensors(kind, part, states[part], configs[part])

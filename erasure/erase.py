@@ -1,4 +1,4 @@
-"""Erase classes or a concept: mask, method, cleaned weights, evidence and report, in one resumable run folder."""
+"""Erase classes, samples or a concept: mask, method, cleaned weights, evidence, report, in one resumable run folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 
 from erasure import options, registry
 from erasure.data import Dataset
-from erasure.errors import DivergedError, MaskError, NotApplicableError, OptionError, suggestion
+from erasure.errors import DivergedError, NotApplicableError, OptionError, suggestion
 from erasure.evaluate import measured
 from erasure.judging import Judging
+from erasure.make_mask import MASKS, read_mask
 from erasure.mask import Mask
 from erasure.methods._base import Job, Method
 from erasure.models import DiffusionModel, Model, load_model, located
@@ -25,8 +26,6 @@ from erasure.run import Run, is_main, read_record
 from erasure.saliency import SaliencySettings, build_mask
 from erasure.subjects import Subject, Wanted, recorded, subject_of
 from erasure.weights import hash_tensors
-
-MASKS = ("saliency", "none", "random", "inverted")
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
     wanted = replace(request.wanted, forget=request.forget)
     subject = subject_of(model, wanted, request.seed)
     method, scoring = _resolved(request, model)
-    if not subject.task.forget:
-        raise OptionError("--forget names no class: say what to forget, such as --forget 3")
+    subject.need_forget()
     method.check(subject.task)
     method.check_model(model)
     if request.probe_every:
@@ -98,7 +96,7 @@ def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
         raise OptionError(f"the images of {config} are no longer the same: they have changed since")
     if (
         settings["mask"] not in MASKS
-        and hash_tensors(_file_mask(settings["mask"], model).tensors) != settings["mask_hash"]
+        and hash_tensors(read_mask(settings["mask"], model).tensors) != settings["mask_hash"]
     ):
         raise OptionError(f"{settings['mask']} is no longer the mask of {config}: it has changed")
     method = options.build(registry.load("methods", settings["method"]), settings["method"], settings["options"])
@@ -147,27 +145,13 @@ def _settings(
         "method": request.method,
         "options": asdict(method),
         "mask": mask if mask in MASKS else str(Path(mask).resolve()),
-        "mask_hash": None if mask in MASKS else hash_tensors(_file_mask(mask, model).tensors),
+        "mask_hash": None if mask in MASKS else hash_tensors(read_mask(mask, model).tensors),
         "saliency": asdict(scoring),
         "seed": request.seed,
         "evaluate": request.evaluate,
         "judging": judging,
         "probe_every": request.probe_every,
     }
-
-
-def _file_mask(path: str, model: Model) -> Mask:
-    if not Path(path).exists() and "/" not in path and not path.endswith(".safetensors"):
-        raise OptionError(f"unknown --mask {path!r}{suggestion(path, MASKS)}: expected a file, or {', '.join(MASKS)}")
-    mask = Mask.load(path)
-    mask.check(model.network)
-    made_for = mask.provenance.get("model_hash")
-    if made_for not in (None, model.hash):
-        raise MaskError(
-            f"--mask {path} was made for other weights (model hash {made_for[:12]}, this one has {model.hash[:12]}): "
-            "make one with `erasure mask --model <this model>`"
-        )
-    return mask
 
 
 def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan) -> dict[str, Any]:
@@ -177,7 +161,7 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan) -> dict
             return run.result
         model, subject = plan.model, plan.subject
         if "trained" in run.document:
-            model = load_model(run.folder / "model").to(plan.model.device)
+            model = plan.model.load(str(run.folder / "model")).to(plan.model.device)
             subject.prepare(model)
         else:
             _train(run, plan)
@@ -210,38 +194,38 @@ def _train(run: Run, plan: _Plan) -> None:
     held = 4 * sum(parameter.numel() for parameter in model.network.parameters())
     # The cleaned model, a checkpoint (network and two moments), and the same once more while it is replaced.
     require_room(run.folder, 5 * held, "this run", "give --out on another disk")
-    dataset, task = subject.dataset, subject.task
-    forget, retain = dataset.of_classes(task.forget), dataset.of_classes(task.retain)
+    forget, retain = subject.forget_data, subject.retain_data
     run.update(device=str(model.device), threads=torch.get_num_threads())
     mask = _mask(run, plan, forget)
     on_step = _probing(settings["probe_every"], plan)
     for name in ("weights_dtype", "erase"):  # rounding would move held weights; the options were for the original
         model.info.pop(name, None)
     if "dtypes" in model.info:  # one format for all parts, or the stock pipeline could not draw from the folder
-        model.info["base_dtype"] = model.info["dtypes"]["unet"]
         model.info["dtypes"] = dict.fromkeys(model.info["dtypes"], "float32")
     subject.mark(model.info)
-    job = Job(task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
+    job = Job(subject.task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
     try:
         outcome = plan.method.erase(model, job)
     except DivergedError as error:
         if error.step and is_main():
             model.save(run.folder / "model")
-        run.update(status="diverged", error=str(error))
+        run.update(status="diverged", diverged={"step": error.step, "reason": str(error)})
         kept = f"{run.folder / 'model'} holds them" if error.step else "the original is unchanged and nothing was saved"
         raise DivergedError(f"{error} ({kept})", error.step) from error
     model.info["erased"] = {key: settings[key] for key in ("model_hash", "forget", "method", "mask", "seed")}
     if is_main():
         model.save(run.folder / "model")
     mask_seconds = run.document.get("mask_seconds", 0.0)
+    run.document.pop("diverged", None)  # of an earlier attempt
     run.update(
+        status="running",
         trained={
             "seconds": outcome.seconds + mask_seconds,
             "mask_seconds": mask_seconds,
             "steps": len(outcome.records),
             "hash": model.hash,
             **_change(model, original_of(settings, torch.device("cpu"))),
-        }
+        },
     )
 
 
@@ -278,12 +262,10 @@ def _mask(run: Run, plan: _Plan, forget: Dataset) -> Mask | None:
     began = time.perf_counter()
     partial = run.folder / ".saliency"
     if kind in MASKS:
-        seed = run.settings["seed"]
-        concept = plan.subject.task.concept
-        how = (forget, plan.scoring, seed, partial, run.fingerprint, concept)
+        how = (forget, plan.scoring, run.settings["seed"], partial, run.fingerprint, plan.subject.task.concept)
         mask = build_mask(kind, plan.model, *how, low_memory=getattr(plan.method, "memory", "") == "low")
     else:
-        mask = _file_mask(kind, plan.model)
+        mask = read_mask(kind, plan.model)
     run.update(mask_seconds=time.perf_counter() - began, mask_density=mask.density)
     if is_main():
         mask.save(path)

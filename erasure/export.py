@@ -5,20 +5,20 @@ Every form carries its provenance and a card, and a delta applied to the origina
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from erasure.contents import Original, original
 from erasure.delta import DELTA, VALUES_ONLY, applied, check_fits
 from erasure.errors import ModelError, OptionError, OutputError, RunError, suggestion
-from erasure.forms import FORMATS, Cleaned, Manner, write
+from erasure.forms import FORMATS, Cleaned, Manner, settled, write
 from erasure.models import Model, load_model, resolve
-from erasure.models.stable_diffusion import StableDiffusion
 from erasure.notes import tell
 from erasure.provenance import MARKS, SIDECAR, name_of, provenance_of, read_provenance
 from erasure.run import read_json, read_record
@@ -41,23 +41,36 @@ def export(
 
     `dtype` is one of DTYPES (default: what the base came in), `rank` and `lora_keys` are a LoRA's, `base` says where
     the run's original is now. `out` must not exist, unless it is an earlier export of the same model. Raises RunError
-    for an unfinished run, ModelError when the run's model or its original is no longer what it was.
+    for a run that is not done, ModelError when its model or its original is no longer what it was, OutputError when the
+    disk has no room.
     """
     if form not in FORMATS:
         raise OptionError(f"unknown --format {form!r}{suggestion(form, FORMATS)}")
     manner = Manner(_number_format(dtype), rank, lora_keys)
     folder, target = Path(run), Path(out)
-    document = read_record(folder / "run.json")
-    if document.get("verb") != "erase" or "trained" not in document:
-        raise RunError(f"{folder} is not a finished erasure: run `erasure erase --out {folder} ...` first")
+    document = _finished(folder)
     _check_free(target, document["trained"]["hash"])
     model = load_model(folder)
-    provenance = provenance_of(document, model.info)
+    provenance, settings = provenance_of(document, model.info), document["settings"]
+    before, place = _original(folder, settings, base, model)
+    cleaned = Cleaned(before, model, provenance, _template(place))
+    settled(form, cleaned, target, manner)
     if model.hash != provenance["hash"]:
         raise ModelError(f"{folder / 'model'} is not the model this run made: its weights have changed since")
-    original, place = _original(folder, document["settings"], base)
-    written = write(form, Cleaned(original, model, provenance, _template(place)), target, manner)
-    return _result(target, form, written)
+    if before.hash != settings["model_hash"]:
+        raise ModelError(f"{place} is no longer the model this run began from: its weights have changed")
+    return _result(target, form, write(form, cleaned, target, manner))
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    """The record of a run; raises RunError when it is not an erasure, or was not done."""
+    document = read_record(folder / "run.json")
+    if document["status"] == "diverged":
+        why = document.get("diverged", {}).get("reason", "training diverged")
+        raise RunError(f"{folder} is not a finished erasure, and is not exported: {why}")
+    if document["verb"] != "erase" or document["status"] != "done" or "trained" not in document:
+        raise RunError(f"{folder} is not a finished erasure: run `erasure erase --out {folder} ...` first")
+    return document
 
 
 def _number_format(name: str | None) -> torch.dtype | None:
@@ -66,19 +79,16 @@ def _number_format(name: str | None) -> torch.dtype | None:
     return getattr(torch, name) if name else None
 
 
-def _original(folder: Path, settings: Mapping[str, Any], base: str | None) -> tuple[Model, str]:
-    """The model that a run began from, and where it is."""
+def _original(folder: Path, settings: Mapping[str, Any], base: str | None, model: Model) -> tuple[Original, str]:
+    """What a run began from, left in its files where they can be read one tensor at a time, and where it is."""
     place = base or settings["model"]
     try:
-        model = load_model(place)
+        return original(place, model) or Original.of(load_model(place)), place
     except ModelError as error:
         if base:
             raise ModelError(str(error).replace("--model", "--base", 1)) from error
         why = str(error).removeprefix("--model ").partition(" (did you")[0]
         raise ModelError(f"{folder} was made from another model: {why}: say with --base where it is now") from error
-    if model.hash != settings["model_hash"]:
-        raise ModelError(f"{place} is no longer the model this run began from: its weights have changed")
-    return model, place
 
 
 def _template(place: str) -> Path | None:
@@ -103,6 +113,9 @@ def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | 
         raise ModelError(f"--apply {delta} is not a delta: make one with `erasure export RUN --format delta`")
     number_format, target = _number_format(dtype), Path(out)
     base = load_model(model)
+    form = "safetensors" if target.suffix == ".safetensors" else "diffusers"
+    cleaned = Cleaned(original(model, base) or Original.of(base), base, _bare(provenance), _template(model))
+    settled(form, cleaned, target, Manner(number_format))
     own = base.hash == header["base_hash"]
     if not own:
         _check_relative(base, header, f"--to {model} is not the model that {delta} was made from")
@@ -114,9 +127,8 @@ def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | 
         tell(f"{delta} was applied to another model than it was made for: audit the result again")
         provenance = _of_relative(provenance, model, base.hash, found)
     _check_free(target, found)
-    cleaned = Cleaned(base, _with_weights(base, moved, provenance), _bare(provenance), _template(model))
-    form = "safetensors" if target.suffix == ".safetensors" else "diffusers"
-    written = write(form, cleaned, target, Manner(number_format))
+    _put(base, moved, provenance)
+    written = write(form, replace(cleaned, provenance=_bare(provenance)), target, Manner(number_format))
     return _result(target, "delta applied", written)
 
 
@@ -144,20 +156,15 @@ def _of_relative(provenance: Mapping[str, Any], model: str, base_hash: str, foun
     }
 
 
-def _with_weights(base: Model, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Model:
-    """A twin of the base with other weights in its network, marked as the run marked its own."""
-    twin = copy.copy(base)
-    twin.network, twin.info = copy.deepcopy(base.network), copy.deepcopy(base.info)
-    twin.network.load_state_dict(tensors, assign=True)
+def _put(model: Model, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
+    """Give the model's network other weights in place of its own, and mark it as the run marked its own."""
+    model.network.load_state_dict(tensors, assign=True)
     for name in ("weights_dtype", "erase"):
-        twin.info.pop(name, None)
+        model.info.pop(name, None)
     for key, value in provenance.get("marks", {}).items():
         if key in MARKS:
-            own = twin.info.get(key, [])
-            twin.info[key] = [*own, *(mark for mark in value if mark not in own)] if isinstance(value, list) else value
-    if isinstance(twin, StableDiffusion):
-        twin.info["base_dtype"] = twin.info["dtypes"]["unet"]
-    return twin
+            own = model.info.get(key, [])
+            model.info[key] = [*own, *(mark for mark in value if mark not in own)] if isinstance(value, list) else value
 
 
 def _bare(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from erasure import single_file
 from erasure.contents import (
     Content,
+    Original,
     as_written,
     component_of,
     configs_of,
@@ -34,6 +35,7 @@ from erasure.models._single import info_metadata
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.processes import device
 from erasure.provenance import KEY, SIDECAR, header_text
+from erasure.room import require_room
 from erasure.run import atomic_folder, write_json, write_text
 from erasure.tensor_file import write_ordered
 from erasure.weights import write_tensors
@@ -45,14 +47,14 @@ FORMATS = ("diffusers", "single-file", "safetensors", "unet", "delta", "lora")
 class Cleaned:
     """A cleaned model, the one it was made from, and what is known of both; `template` is the base's single file."""
 
-    base: Model
+    base: Original
     model: Model
     provenance: dict[str, Any]
     template: Path | None = None
 
     def formats(self, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
         """The number format of each component: the one that is asked for, or what the base came in."""
-        own = self.base.info.get("dtypes", {}) if isinstance(self.base, StableDiffusion) else {}
+        own = self.base.dtypes if isinstance(self.model, StableDiffusion) else {}
         return {part: dtype or getattr(torch, own.get(part, "float32")) for part in states_of(self.model)}
 
     def network_format(self, dtype: torch.dtype | None) -> torch.dtype:
@@ -61,16 +63,16 @@ class Cleaned:
 
     def stable_diffusion(self, form: str) -> StableDiffusion:
         """The model; raises NotApplicableError when it is of another family, for which `form` has no meaning."""
-        if not isinstance(self.model, StableDiffusion):
+        if not isinstance(self.model, StableDiffusion) or not self.model.one_file:
             raise NotApplicableError(
-                f"--format {form} is for Stable Diffusion, this is a {self.model.family} model: "
+                f"--format {form} is for Stable Diffusion 1, 2 and XL, this is a {self.model.family} model: "
                 "take diffusers, safetensors or delta"
             )
         return self.model
 
     def changed(self) -> dict[str, Tensor]:
         """The tensors of the network that differ from the base's, float32."""
-        before = self.base.network.state_dict()
+        before = self.base.network
         after = self.model.network.state_dict().items()
         return {name: tensor for name, tensor in after if not torch.equal(as_bits(before[name]), as_bits(tensor))}
 
@@ -90,14 +92,47 @@ Writing = Callable[[Mapping[str, str]], None]
 def write(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
     """Write `cleaned` to `target` as one of FORMATS; returns its provenance, with what changed and the hashes.
 
-    Raises NotApplicableError for a form that the family has not, OptionError for a choice that the form has not.
+    Raises what `settled` does.
     """
-    if form == "safetensors" and isinstance(cleaned.model, StableDiffusion):
+    return _FORMS[settled(form, cleaned, target, manner)](cleaned, target, manner)
+
+
+def settled(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> str:
+    """The form that will be written for `form`, before anything is computed.
+
+    Raises NotApplicableError for a form that the family has not, OptionError for a choice that the form has not,
+    OutputError when the disk of `target` has no room for it.
+    """
+    if form == "safetensors" and isinstance(cleaned.model, StableDiffusion) and cleaned.model.one_file:
         form = "single-file"
     if manner.dtype is not None and (form == "delta" or not isinstance(cleaned.model, StableDiffusion)):
         what = "a delta, which is exact" if form == "delta" else f"a {cleaned.model.family} model, kept in float32"
         raise OptionError(f"--dtype has no meaning for {what}: leave it out")
-    return _FORMS[form](cleaned, target, manner)
+    if form in ("single-file", "unet", "lora"):
+        cleaned.stable_diffusion(form)
+    require_room(target.parent, _size(form, cleaned, manner), f"--format {form}", "give --out on another disk")
+    return form
+
+
+def _size(form: str, cleaned: Cleaned, manner: Manner) -> int:
+    """Bytes that a form takes, from shapes and counts alone; of a delta and a LoRA, at most about so many."""
+    states, formats = states_of(cleaned.model), cleaned.formats(manner.dtype)
+    network = next(iter(states.values()))
+    weights = sum(tensor.numel() for tensor in network.values())
+    if form == "delta":  # the values, and a bit for each weight that says whether it has one
+        return 4 * cleaned.provenance.get("changed_weights", weights) + weights // 8
+    if form == "lora":
+        sides = [(len(tensor), tensor[0].numel()) for tensor in network.values() if tensor.dim() in (2, 4)]
+        return (manner.dtype or torch.float32).itemsize * sum(min(manner.rank, *pair) * sum(pair) for pair in sides)
+    if form == "single-file" and cleaned.template is not None:
+        raw = raw_tensors(cleaned.template)
+        return sum(_bytes(raw[name], manner.dtype) for name in raw if not name.startswith(single_file.AVERAGED))
+    parts = states if form in ("diffusers", "single-file") else dict([next(iter(states.items()))])
+    return sum(_bytes(tensor, formats[part]) for part, state in parts.items() for tensor in state.values())
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype if dtype and tensor.is_floating_point() else tensor.dtype).itemsize
 
 
 def _same(dtype: torch.dtype, _: str) -> torch.dtype:
@@ -128,7 +163,9 @@ def _diffusers(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]
         return formats.get(component_of("diffusers", name))
 
     content = Content(
-        "diffusers", as_written(in_folder(cleaned.base), dtype_of), as_written(in_folder(model), dtype_of)
+        "diffusers",
+        as_written(in_folder(cleaned.base), dtype_of),
+        as_written(in_folder(model), dtype_of),
     )
     provenance = _described(cleaned, "diffusers", cleaned.network_format(manner.dtype), **content.facts())
     if isinstance(model, StableDiffusion):
@@ -144,23 +181,19 @@ def _single_file(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, An
     model = cleaned.stable_diffusion("single-file")
     if cleaned.template is not None:
         return _patched(cleaned, cleaned.template, target, manner)
-    assert isinstance(cleaned.base, StableDiffusion)
-    formats = cleaned.formats(manner.dtype)
+    formats, configs = cleaned.formats(manner.dtype), configs_of(model)
 
     def dtype_of(name: str) -> torch.dtype | None:
         return formats.get(component_of("single-file", name))
 
-    before, after = (as_written(in_one_file(one), dtype_of) for one in (cleaned.base, model))
+    sides = (cleaned.base.states, states_of(model))
+    before, after = (as_written(in_one_file(states, configs), dtype_of) for states in sides)
     provenance = _described(
         cleaned, "single-file", cleaned.network_format(manner.dtype), **Content("single-file", before, after).facts()
     )
 
-    def writing(metadata: Mapping[str, str]) -> None:
-        states = states_of(model)
-        components = {part: dict(as_written(state, partial(_same, formats[part]))) for part, state in states.items()}
-        single_file.write(target, components, configs_of(model), {**info_metadata(model.info), **metadata})
-
-    return _as_file(target, provenance, writing)
+    own = {**single_file.own_metadata(configs), **info_metadata(model.info)}
+    return _as_file(target, provenance, lambda metadata: write_ordered(target, after, {**own, **metadata}))
 
 
 def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> dict[str, Any]:
@@ -188,12 +221,9 @@ def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> 
 
 def _network(form: str) -> Callable[[Cleaned, Path, Manner], dict[str, Any]]:
     def written(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
-        if form == "unet":
-            cleaned.stable_diffusion(form)
         dtype = cleaned.network_format(manner.dtype)
-        before, after = (
-            as_written(one.network.state_dict(), partial(_same, dtype)) for one in (cleaned.base, cleaned.model)
-        )
+        sides = (cleaned.base.network, cleaned.model.network.state_dict())
+        before, after = (as_written(state, partial(_same, dtype)) for state in sides)
         provenance = _described(cleaned, form, dtype, **Content(form, before, after).facts())
         return _as_file(target, provenance, lambda metadata: write_ordered(target, after, {"format": "pt", **metadata}))
 
@@ -202,32 +232,30 @@ def _network(form: str) -> Callable[[Cleaned, Path, Manner], dict[str, Any]]:
 
 def _of_network(cleaned: Cleaned, tensors: Mapping[str, Tensor], form: str) -> dict[str, Any]:
     """What changed in the network, for forms that hold something made from it."""
-    before, after = cleaned.base.network.state_dict(), cleaned.model.network.state_dict()
+    before, after = cleaned.base.network, cleaned.model.network.state_dict()
     changed = Content("unet", before, after).facts()["changed"]
     return {"changed": changed, "sha256": hashes(form, tensors, {}, ("all",))}
 
 
 def _delta(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
-    base = cleaned.base.network.state_dict()
-    tensors = difference(base, cleaned.model.network.state_dict())
+    after = cleaned.model.network.state_dict()
+    tensors = difference(cleaned.base.network, after)
     provenance = _described(cleaned, "delta", torch.float32, **_of_network(cleaned, tensors, "delta"))
     names = dict.fromkeys(key.partition("::")[0] for key in tensors)
     header = {
         "format": DELTA,
         "base_hash": provenance["base_hash"],
         "hash": provenance["hash"],
-        "shapes": json.dumps({name: list(base[name].shape) for name in names}),
+        "shapes": json.dumps({name: list(after[name].shape) for name in names}),
     }
-    return _as_file(target, provenance, lambda metadata: write_tensors(target, tensors, {**header, **metadata}))
+    return _as_file(target, provenance, lambda metadata: write_ordered(target, tensors, {**header, **metadata}))
 
 
 def _lora(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
     configs = configs_of(cleaned.stable_diffusion("lora"))
     kind, dtype = single_file.kind_of_configs(configs), manner.dtype or torch.float32
     named([], manner.lora_keys, kind, configs["unet"])  # an unknown name is refused before the work
-    layers, report = decomposed(
-        cleaned.base.network.state_dict(), cleaned.model.network.state_dict(), manner.rank, dtype, device()
-    )
+    layers, report = decomposed(cleaned.base.network, cleaned.model.network.state_dict(), manner.rank, dtype, device())
     tensors = named(layers, manner.lora_keys, kind, configs["unet"])
     facts = _of_network(cleaned, tensors, "lora")
     provenance = _described(cleaned, "lora", dtype, **facts, lora={"keys": manner.lora_keys, **report})

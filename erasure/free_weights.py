@@ -4,12 +4,14 @@ A tensor that the mask splits is represented by a compact copy of its free weigh
 alone, and whatever it does to them (momentum, weight decay, noise), the held weights of the network are never written.
 
 Gradients move to the compact copies as the backward pass produces them, so that those of the whole network never exist
-at once. With `lean` the values of the copies exist for one tensor at a time, while the optimiser works on it.
+at once. With `lean` the values of the copies exist for one tensor at a time, while the optimiser works on it. Where
+nothing needs all gradients together, `step_in_backward` lets them go one by one as well (Lv et al., 2023, "LOMO").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -106,16 +108,56 @@ class FreeWeights:
                 put(parameter, where, compact)
             optimizer.zero_grad(set_to_none=True)
             return
+        with self._one_by_one(optimizer) as step:
+            for current in self.parameters:
+                step(current)
+
+    def step_in_backward(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+        """The backward pass of `loss` and, for `lean` weights, a `step` of the same bits; the gradient's norm.
+
+        A tensor moves as soon as its gradient is complete, which then goes. A graph that would still need the tensor
+        raises RuntimeError, as autograd sees that it was written.
+        """
+        norms, moved = self.parameters[0].new_zeros(len(self.parameters)), set()
+        tensors = {id(compact): parameter for parameter, compact, _ in self._split}
+        hooks: list[torch.utils.hooks.RemovableHandle] = []
+        with self._one_by_one(optimizer) as step:
+
+            def mover(index: int, current: nn.Parameter) -> Callable[[Tensor], None]:
+                def move(_: Tensor) -> None:
+                    assert current.grad is not None and index not in moved, "a gradient came in parts"
+                    moved.add(index)
+                    norms[index] = torch._foreach_norm([current.grad])[0]
+                    step(current)
+
+                return move
+
+            try:
+                for index, current in enumerate(self.parameters):
+                    tensor = tensors.get(id(current), current)  # its hooks run in order: the gradient has moved before
+                    hooks.append(tensor.register_post_accumulate_grad_hook(mover(index, current)))
+                loss.backward()
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        return float(torch.linalg.vector_norm(norms))
+
+    @contextmanager
+    def _one_by_one(self, optimizer: torch.optim.Optimizer) -> Iterator[Callable[[nn.Parameter], None]]:
+        """A step of one parameter: state is kept by parameter, so the optimiser can be led through them."""
         (group,) = optimizer.param_groups
         split = {id(compact): (parameter, where) for parameter, compact, where in self._split}
+
+        def step(current: nn.Parameter) -> None:
+            group["params"] = [current]
+            if id(current) in split and current.grad is not None:
+                _step_on_loan(optimizer, current, *split[id(current)])
+            else:
+                optimizer.step()
+            current.grad = None
+
         try:
-            for current in self.parameters:
-                group["params"] = [current]  # state is kept by parameter, so the optimiser can be led through them
-                if id(current) in split and current.grad is not None:
-                    _step_on_loan(optimizer, current, *split[id(current)])
-                else:
-                    optimizer.step()
-                current.grad = None
+            yield step
         finally:
             group["params"] = list(self.parameters)
 

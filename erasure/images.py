@@ -5,18 +5,20 @@ Arrays are (n, height, width, channels) uint8; tensors are (n, channels, height,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from erasure.errors import DataError
 from erasure.run import atomic_path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+BESIDE = (".csv", ".html", ".json", ".jsonl", ".md", ".toml", ".txt", ".xml", ".yaml", ".yml")
 
 
 def to_float(images: np.ndarray) -> Tensor:
@@ -39,15 +41,35 @@ def to_uint8(images: Tensor) -> np.ndarray:
 def read_image(source: object, name: str, channels: int | None = None) -> np.ndarray:
     """Decode one image from a path or binary stream to uint8 (h, w, c); `name` stands in the error.
 
-    `channels` 1 or 3 converts to grey or colour; None keeps a grey image grey and makes everything else colour.
+    `channels` 1 or 3 converts to grey or colour; None keeps a grey image grey and makes everything else colour. Raises
+    DataError for what is no image, is damaged, or has several frames.
     """
     try:
         with Image.open(source) as picture:  # type: ignore[arg-type]
+            if getattr(picture, "n_frames", 1) > 1:
+                raise DataError(f"{name} has several frames: split it into single images")
             mode = {1: "L", 3: "RGB"}[channels] if channels else ("L" if picture.mode == "L" else "RGB")
             array = np.asarray(picture.convert(mode))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise a dozen kinds for a damaged or enormous file
         raise DataError(f"{name} is not a readable image ({error}): repair or remove it") from error
     return array[..., None] if array.ndim == 2 else array
+
+
+def image_paths(folder: Path, *, every: bool = False) -> list[Path]:
+    """The image files of a folder, subfolders and links too, in order; raises DataError when there are none.
+
+    With `every`, also files of other kinds, but for hidden ones and tables and texts that come beside images: who must
+    not overlook an image cannot go by the endings that are known here.
+    """
+    files = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    shown = sorted(path for path in files if not path.name.startswith("."))
+    known = [path for path in shown if path.suffix.lower() in SUFFIXES]
+    found = [path for path in shown if path.suffix.lower() not in BESIDE] if every else known
+    if not known:
+        raise DataError(f"{folder} is not a folder with images: expected files of {', '.join(SUFFIXES)} in it")
+    return found
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from erasure import registry
-from erasure.inception import inception_file
+from erasure.evidence import need_network
 from erasure.samples import SampleSettings
 
 
@@ -19,14 +19,20 @@ class Judging:
     classifier: str | None = None
     inception: str | None = None
     clip: str | None = None
+    dinov2: str | None = None
     samples: SampleSettings = field(default_factory=SampleSettings)
     sample_seed: int = 0
 
     def check(self) -> None:
-        """Raise OptionError for an unknown metric or a value outside its range."""
+        """Raise OptionError for an unknown metric or a value outside its range.
+
+        Raises NotApplicableError for a metric whose network was not named.
+        """
         self.samples.check()
-        if any(registry.load("metrics", name).needs_inception for name in self.metrics):
-            inception_file(self.inception)
+        for name in self.metrics:
+            space = registry.load("metrics", name).needs
+            if space is not None:
+                need_network(space, getattr(self, space))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for run.json."""

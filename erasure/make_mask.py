@@ -1,4 +1,4 @@
-"""Compute a mask for a model and what it is to forget, as one safetensors file."""
+"""Masks as files: compute one for a model and what it is to forget, or read one that was made for the model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erasure.errors import OutputError, RunError
+from erasure.errors import MaskError, OptionError, OutputError, RunError, suggestion
 from erasure.mask import Mask
-from erasure.models import load_model
+from erasure.models import Model, load_model
 from erasure.processes import device
 from erasure.run import fingerprint, held, is_main, writing
 from erasure.saliency import SaliencySettings, build_mask
 from erasure.subjects import Wanted, subject_of
+
+MASKS = ("saliency", "none", "random", "inverted")
 
 
 def make_mask(
@@ -39,6 +41,7 @@ def make_mask(
         raise OutputError(f"--out {path} is a folder: give a file such as {path / 'mask.safetensors'}")
     loaded = load_model(model).to(device())
     subject = subject_of(loaded, wanted, seed)
+    subject.need_forget()
     about = {**subject.settings, "forget": subject.task.forget}
     given = {"kind": kind, "model": loaded.hash, "about": about, "seed": seed}
     key = fingerprint({**given, **asdict(settings)})
@@ -50,9 +53,8 @@ def make_mask(
         else:
             began = time.perf_counter()
             partial = path.with_name(f".{path.name}.partial")
-            task = subject.task
-            forgotten = subject.dataset.of_classes(task.forget)
-            made = build_mask(kind, loaded, forgotten, settings, seed, partial, key, task.concept, checkpoint_every)
+            forgotten, title = subject.forget_data, subject.task.concept
+            made = build_mask(kind, loaded, forgotten, settings, seed, partial, key, title, checkpoint_every)
             extra = {"fingerprint": key, "kind": kind, "seconds": time.perf_counter() - began}
             mask = Mask(made.tensors, {**made.provenance, **extra})
             if is_main():
@@ -67,6 +69,21 @@ def make_mask(
         "seconds": mask.provenance["seconds"],
         "provenance": mask.provenance,
     }
+
+
+def read_mask(path: str, model: Model) -> Mask:
+    """The mask in a file, made for this very model; raises MaskError when it is another's, OptionError for no file."""
+    if not Path(path).exists() and "/" not in path and not path.endswith(".safetensors"):
+        raise OptionError(f"unknown --mask {path!r}{suggestion(path, MASKS)}: expected a file, or {', '.join(MASKS)}")
+    mask = Mask.load(path)
+    mask.check(model.network)
+    made_for = mask.provenance.get("model_hash")
+    if made_for not in (None, model.hash):
+        raise MaskError(
+            f"--mask {path} was made for other weights (model hash {made_for[:12]}, this one has {model.hash[:12]}): "
+            "make one with `erasure mask --model <this model>`"
+        )
+    return mask
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """What a training holds in memory, told before it begins.
 
 Counted is what grows with the network. Beside it there are the activations, which grow with the batch (less with
---gradient-checkpointing or --accumulate), and the gradient of the one tensor that the backward pass is at.
+--gradient-checkpointing or --accumulate), and the gradient of the one tensor that the backward pass is at. Where the
+optimiser moves each tensor within that pass, one tensor's gradient is all there is.
 """
 
 from __future__ import annotations
@@ -21,24 +22,25 @@ BLOCK = 256  # weights that share one scale in an 8-bit state (Dettmers et al., 
 
 
 class Counts(NamedTuple):
-    """How many weights there are, may move, are in tensors that the mask splits, and may move in those."""
+    """How many weights there are, may move, are in tensors that the mask splits, may move there; most in a tensor."""
 
     num_weights: int
     num_free: int
     num_split: int
     num_split_free: int
+    num_largest: int
 
 
 def count(network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True) -> Counts:
     """The counts of a network under a mask and a choice of tensors."""
-    free = split = split_free = 0
+    free = split = split_free = largest = 0
     for _, parameter, selected in free_weights.free_parts(network, mask, trains):
         chosen = parameter.numel() if selected is None else int(selected.sum())
-        free += chosen
+        free, largest = free + chosen, max(largest, chosen)
         if selected is not None:
             split += parameter.numel()
             split_free += chosen
-    return Counts(sum(parameter.numel() for parameter in network.parameters()), free, split, split_free)
+    return Counts(sum(parameter.numel() for parameter in network.parameters()), free, split, split_free, largest)
 
 
 def estimate(
@@ -46,18 +48,22 @@ def estimate(
     num_free: int,
     num_split: int = 0,
     num_split_free: int = 0,
+    num_largest: int = 0,
     *,
     optimizer: str = "adam",
     momentum: float = 0.9,
     lean: bool = False,
+    in_backward: bool = False,
     dense_gradients: bool = False,
     teacher_bytes: int = 0,
 ) -> dict[str, int]:
     """Bytes by part at the end of a backward pass, on the network's device; parts as `Counts` names them.
 
-    `dense_gradients` (clip_before_mask) stands for a gradient of every weight, the most that a choice of tensors needs.
+    `in_backward`, as LoopSettings says it, leaves the gradient of one tensor. `dense_gradients` (clip_before_mask)
+    stands for a gradient of every weight, the most that a choice of tensors needs.
     """
     state = {"sgd": FLOAT if momentum else 0, "adamw8bit": 2 + 2 * FLOAT / BLOCK}.get(optimizer, 2 * FLOAT)
+    gradients = num_largest if in_backward else num_weights if dense_gradients else num_free
     if lean:
         mask = -(-num_split // 8)
     elif num_weights <= free_weights.LISTED:
@@ -67,7 +73,7 @@ def estimate(
     return {
         "weights": FLOAT * num_weights,
         "teacher": teacher_bytes,
-        "gradients": FLOAT * (num_weights if dense_gradients else num_free),
+        "gradients": FLOAT * gradients,
         "optimiser": round(state * num_free),
         "mask": mask,
         "compact copies": 0 if lean else FLOAT * num_split_free,

@@ -8,6 +8,8 @@ from typing import Any
 PIPELINES = {
     "sdxl": "StableDiffusionXLPipeline",
     "stable_diffusion": "StableDiffusionPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
     "ddpm": "DDPMPipeline",
     "classifier": "transformers.ResNetForImageClassification",
 }

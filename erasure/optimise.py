@@ -24,11 +24,11 @@ from erasure.checkpoint import load_state, save_state
 from erasure.errors import DivergedError, OptionError
 from erasure.free_weights import FreeWeights
 from erasure.mask import Mask
+from erasure.optimizers import Optimizer, new_optimizer
 from erasure.run import Log, read_log
 from erasure.seeds import derive
 
 Precision = Literal["float32", "bf16"]
-Optimizer = Literal["adam", "adamw", "sgd", "adamw8bit"]
 Schedule = Literal["constant", "cosine"]
 
 
@@ -67,6 +67,12 @@ class LoopSettings:
         if not (0 <= self.momentum < 1 and 0 <= self.ema_decay < 1):
             raise OptionError("--momentum and --ema-decay must lie in [0, 1)")
 
+    @property
+    def in_backward(self) -> bool:
+        """Whether each tensor moves within the backward pass: the optimiser is lean and nothing needs all gradients."""
+        whole = self.clip_norm or self.clip_before_mask or self.accumulate > 1
+        return self.lean_optimizer and not whole and os.environ.get("WORLD_SIZE", "1") == "1"
+
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant or half a cosine down to zero."""
         if step < self.warmup_steps:
@@ -88,6 +94,7 @@ class Step:
 
 
 Loss = Callable[[Step], Mapping[str, Tensor]]
+Buffers = Mapping[str, Tensor] | None  # those of a checkpoint; None: none is due
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,9 @@ class _Loop:
         self.state = PartialState()
         lean = settings.lean_optimizer
         self.free = FreeWeights(network, mask, trains, norm_over_all=settings.clip_before_mask, lean=lean)
-        self.optimizer = _optimizer(self.free.parameters, settings, self.state.device.type)
+        self.optimizer = new_optimizer(
+            settings.optimizer, self.free.parameters, settings.learning_rate, settings.weight_decay, settings.momentum
+        )
         self.ema = [p.detach().clone() for p in network.parameters()] if settings.ema_decay else []
         self.path = folder / "checkpoint.safetensors" if folder else None
         self.fingerprint = fingerprint
@@ -191,24 +200,40 @@ class _Loop:
         torch.manual_seed(derive(self.seed, "network", index))
         due = index > self.start and index % settings.checkpoint_every == 0
         # The forward pass moves running statistics, so a checkpoint of this step takes them from before it.
-        buffers = {name: value.clone() for name, value in self._kept_buffers()} if due else {}
-        losses = self._gradients(index, loss)
-        limit = settings.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.free.holders, limit))
-        self.free.collect()
-        values = {name: value.item() for name, value in losses.items()}
-        if not (abs(values["loss"]) <= settings.loss_limit and math.isfinite(norm)):
-            self._stop_diverged(index, values["loss"])
-        if due:
-            self._save(index, buffers)
+        buffers = {name: value.clone() for name, value in self._kept_buffers()} if due else None
         rate = settings.learning_rate_at(index)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.free.step(self.optimizer)
+        move = self._move_in_backward if settings.in_backward else self._move
+        values, norm = move(index, loss, buffers)
         if self.ema:
             decay = min(settings.ema_decay, (1 + index) / (10 + index))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.network.parameters()], 1 - decay)
         return {"step": index, **values, "grad_norm": norm, "learning_rate": rate}
+
+    def _move(self, index: int, loss: Loss, buffers: Buffers) -> tuple[dict[str, float], float]:
+        """Gradients, then a checkpoint if it is due, then the step of the weights; the losses, the gradient's norm."""
+        losses = self._gradients(index, loss)
+        limit = self.settings.clip_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.free.holders, limit))
+        self.free.collect()
+        values = {name: value.item() for name, value in losses.items()}
+        self._check_finite(index, values["loss"], norm)
+        self._save(index, buffers)
+        self.free.step(self.optimizer)
+        return values, norm
+
+    def _move_in_backward(self, index: int, loss: Loss, buffers: Buffers) -> tuple[dict[str, float], float]:
+        """The same bits; the checkpoint comes before the first gradient, as each weight moves once it has its own."""
+        generator = torch.Generator().manual_seed(derive(self.seed, "draws", index))
+        with self._autocast():
+            losses = loss(Step(index, generator))
+        values = {name: value.item() for name, value in losses.items()}
+        self._check_finite(index, values["loss"])
+        self._save(index, buffers)
+        norm = self.free.step_in_backward(self.optimizer, losses["loss"])
+        self._check_finite(index, values["loss"], norm)
+        return values, norm
 
     def _kept_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers that belong to the network's state; others are made anew with it."""
@@ -244,8 +269,10 @@ class _Loop:
         if self.log is not None:
             self.log.write(record)
 
-    def _stop_diverged(self, index: int, value: float) -> None:
-        """Go back to the last checkpoint, whose loss is known to be finite, and raise."""
+    def _check_finite(self, index: int, value: float, norm: float = 0.0) -> None:
+        """If the loss or the gradient's norm is not: back to the last checkpoint, whose loss is, and raise."""
+        if abs(value) <= self.settings.loss_limit and math.isfinite(norm):
+            return
         good = self._resume()
         also = ", or use --precision float32" if self.settings.precision == "bf16" else ""
         raise DivergedError(
@@ -260,8 +287,8 @@ class _Loop:
             return None
         return dict(zip((name for name, _ in self.network.named_parameters()), self.ema, strict=True))
 
-    def _save(self, step: int, buffers: Mapping[str, Tensor]) -> None:
-        if self.path is not None and self.state.is_main_process:
+    def _save(self, step: int, buffers: Buffers) -> None:
+        if buffers is not None and self.path is not None and self.state.is_main_process:
             save_state(self.path, self.network, self.optimizer, self.ema, buffers, step, self.fingerprint)
 
     def _resume(self) -> int:
@@ -270,22 +297,3 @@ class _Loop:
         step = load_state(self.path, self.network, self.optimizer, self.ema, self.fingerprint)
         self.free.reread()
         return step
-
-
-def _optimizer(parameters: list[nn.Parameter], settings: LoopSettings, device: str) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise OptionError(
-                "--optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or choose adam, adamw or sgd"
-            ) from error
-        return AdamW8bit(parameters, **common)
-    common["fused"] = device in ("cpu", "cuda")
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=settings.momentum, **common)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if settings.optimizer not in kinds:
-        raise OptionError(f"unknown --optimizer {settings.optimizer!r}: expected adam, adamw, sgd or adamw8bit")
-    return kinds[settings.optimizer](parameters, **common)

@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 from erasure.errors import OptionError, suggestion
 
-Shape = type | types.UnionType
-
 
 def add_flags(parser: argparse._ActionsContainer, kind: Any, prefix_of: Mapping[str, str] | None = None) -> None:
     """Add one flag for each field of the dataclass `kind`; nothing is set when a flag is absent.
@@ -51,6 +49,15 @@ def given_flags(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `values` that are fields of the dataclass `kind`."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {key: value for key, value in values.items() if key in names}
+
+
+def as_flags(values: Mapping[str, Any], prefix_of: Mapping[str, str] | None = None) -> str:
+    """`values` as they would be given on the command line, with the flags that `add_flags` adds."""
+    parts = []
+    for name, value in values.items():
+        flag = (prefix_of or {}).get(name, name).replace("_", "-")
+        parts.append(f"--{flag} {value}" if not isinstance(value, bool) else f"--{'' if value else 'no-'}{flag}")
+    return " ".join(parts)
 
 
 def build(kind: Any, owner: str, *layers: Mapping[str, Any]) -> Any:

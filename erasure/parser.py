@@ -12,11 +12,15 @@ from erasure.options import add_flags, given_flags
 VERBS = {
     "demo": "erase a digit from the model that ships, measure it and show it",
     "train": "train a DDPM, a small Stable Diffusion or a classifier from nothing",
+    "exact": "keep a classifier as a service that forgets single samples exactly",
+    "influence": "rank the training samples of a classifier: which to look at first for wrong labels",
     "mask": "compute which weights are salient for what is to be forgotten",
     "erase": "erase classes or a concept from a model into a run folder",
     "generate": "draw images from a model or a run",
     "evaluate": "measure a run or a model",
-    "compare": "put runs side by side",
+    "audit": "draw prompts, or take images, and say what a detector sees: counts, intervals, a verdict",
+    "compare": "put runs or audits side by side",
+    "benchmark": "compare methods over scenarios and seeds, in one table beside Retrain",
     "export": "write a cleaned model for other tools",
     "verify": "say what a file is, and prove what changed in it",
     "list": "list methods, metrics, models, data or concepts",
@@ -57,7 +61,10 @@ def parser_of(verb: str, *examples: str) -> Parser:
 
 def data_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Flags for which data is meant."""
-    text = "digits, digits_styles, cifar10, a folder or archive of class folders, or a hub id"
+    text = (
+        "digits, digits_styles, cifar10, cifar100, svhn, tiny_imagenet, a folder or archive of class folders, or a hub "
+        "id"
+    )
     parser.add_argument(
         "--data", required=required, help=text + ("" if required else " (default: what the model was trained on)")
     )
@@ -76,7 +83,11 @@ def wanted_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for what is to be forgotten, in classes or in words, and for the data behind it."""
     from erasure.material import MaterialSettings
 
-    parser.add_argument("--forget", help="classes by index or name, or words for a text-to-image model, by commas")
+    parser.add_argument(
+        "--forget",
+        help="classes by index or name, by commas; for a classifier also random:0.1, ids:5,17, ids:FILE, mislabelled; "
+        "words for a text-to-image model",
+    )
     group = parser.add_argument_group("what a text-to-image model is to forget")
     group.add_argument("--concept", help="presets of prompts/ (nudity, van-gogh, imagenette/church, ...) or CSV files")
     group.add_argument(
@@ -104,7 +115,8 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how the result is judged")
     group.add_argument("--metrics", help="names joined by commas (default: all that apply without further files)")
     group.add_argument("--classifier", help="model that judges samples (default: the one that ships for the data)")
-    group.add_argument("--clip", help="CLIP model for clip_score, a folder or a hub id")
+    group.add_argument("--clip", help="CLIP model for clip_score and cmmd, a folder or a hub id")
+    group.add_argument("--dinov2", help="DINOv2 model for fd_dinov2, a folder or a hub id")
     group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
     group.add_argument("--sample-seed", type=int, help="seed of the samples (default 0)")
     add_flags(group, SampleSettings)
@@ -114,7 +126,7 @@ def judging_given(values: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `judging_flags` ask for: fields of Judging and SampleSettings, only those given."""
     from erasure.samples import SampleSettings
 
-    named = {key: getattr(values, key) for key in ("classifier", "inception", "clip", "sample_seed")}
+    named = {key: getattr(values, key) for key in ("classifier", "inception", "clip", "dinov2", "sample_seed")}
     given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     if values.metrics:
         given["metrics"] = tuple(part.strip() for part in values.metrics.split(",") if part.strip())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,47 @@ def bars(values: Mapping[str, float], x_label: str, reference: float | None = No
     return figure
 
 
-def intervals(values: Mapping[str, tuple[float, Sequence[float] | None]], x_label: str) -> Any:
-    """A figure of values with their intervals, one line each, top to bottom."""
-    figure, axes = _figure(6.4, 0.9 + 0.3 * len(values))
-    for row, (value, interval) in enumerate(values.values()):
+def bands(
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]], x_label: str, y_label: str, mark: float
+) -> Any:
+    """A figure of named lines of (x, y, low, high) points, each in its interval as a band; a dashed line at `mark`."""
+    figure, axes = _figure(4.8, 2.8)
+    for i, (name, points) in enumerate(series.items()):
+        x, y, low, high = zip(*points, strict=True)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(x, y, label=name, color=colour, linewidth=1.4, marker="o", markersize=3)
+    axes.axvline(mark, color=MUTED, linestyle="--", linewidth=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def intervals(
+    values: Mapping[str, tuple[float, Sequence[float] | None]],
+    x_label: str,
+    *,
+    width: float = 6.4,
+    reference: float | None = None,
+    marked: Collection[str] | None = None,
+) -> Any:
+    """A figure of values with their intervals, one line each, top to bottom, and a dashed line at `reference`.
+
+    With `marked` only those names stand out, as diamonds; without it all are drawn alike.
+    """
+    figure, axes = _figure(width, 0.9 + 0.3 * len(values))
+    for row, (name, (value, interval)) in enumerate(values.items()):
+        stands_out = marked is not None and name in marked
         if interval is not None:
             axes.plot(interval, [row, row], color=MUTED, linewidth=2, solid_capstyle="butt")
-        axes.plot([value], [row], "o", color=ACCENT, markersize=5)
+        colour = ACCENT if stands_out or marked is None else INK
+        axes.plot([value], [row], "D" if stands_out else "o", color=colour, markersize=6 if stands_out else 5)
+    if reference is not None:
+        axes.axvline(reference, color=INK, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(values)), list(values))
-    axes.invert_yaxis()
+    axes.set_ylim(len(values) - 0.5, -0.5)
     axes.set_xlabel(x_label)
     return figure
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from erasure.data import Batches, Dataset
 from erasure.errors import OptionError
 from erasure.models import Model
+from erasure.models._networks import ARCHITECTURES
 from erasure.models.classifier import Classifier
 from erasure.models.ddpm import DDPM, SAMPLING
 from erasure.optimise import LoopSettings, Optimizer, Outcome, Precision, Schedule, Step, optimise
@@ -129,15 +130,26 @@ class DDPMRecipe(Recipe):
 
 @dataclass(frozen=True)
 class ClassifierRecipe(Recipe):
-    """A ResNet with shifted and, where the data allows it, mirrored images."""
+    """A classifier with shifted and, where the data allows it, mirrored images.
+
+    `mislabel` is a share of wrong labels in its data (erasure.forget_sets); `fit` takes the data as it is given.
+    """
 
     kind = "classifier"
 
-    arch: Annotated[str, "architecture: resnet-digits, resnet-small, resnet18 or resnet34"] = "resnet18"
+    arch: Annotated[str, f"architecture: {', '.join(ARCHITECTURES)}"] = "resnet18"
     steps: Annotated[int, "optimiser steps"] = 2000
     batch_size: Annotated[int, "images a step"] = 128
     learning_rate: Annotated[float, "peak step size"] = 3e-3
     weight_decay: Annotated[float, "decoupled weight decay"] = 0.05
+    augment: Annotated[bool, "shift images and, where the data allows it, mirror them"] = True
+    mislabel: Annotated[float, "share of labels that are made wrong, to be found by --forget mislabelled"] = 0.0
+
+    def check(self, dataset: Dataset) -> None:
+        """Also: a share of wrong labels below 1."""
+        super().check(dataset)
+        if not 0 <= self.mislabel < 1:
+            raise OptionError(f"--mislabel {self.mislabel} is outside [0, 1)")
 
 
 def new_model(recipe: Recipe, dataset: Dataset, seed: int) -> Model:
@@ -174,7 +186,9 @@ def fit(
     on_step: Callable[[int], Mapping[str, Any]] | None = None,
 ) -> Outcome:
     """Train `model` in place on `dataset`; it ends with the averaged weights when the recipe keeps an average."""
-    batches = Batches(dataset, recipe.batch_size, derive(seed, "batches"), crop=isinstance(recipe, ClassifierRecipe))
+    shifts = isinstance(recipe, ClassifierRecipe) and recipe.augment
+    flips = shifts or not isinstance(recipe, ClassifierRecipe)
+    batches = Batches(dataset, recipe.batch_size, derive(seed, "batches"), augment=flips, crop=shifts)
     network: Any = model.network
     network.train()
     if recipe.channels_last:

@@ -13,7 +13,7 @@ from typing import Any
 
 from erasure.errors import OptionError, suggestion
 
-FOLDERS = ("methods", "metrics", "models", "data")
+FOLDERS = ("methods", "metrics", "models", "data", "detectors")
 
 
 @cache

@@ -27,7 +27,8 @@ FRAME = (194, 65, 12)
 COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifier": "FD (classifier)",
            "paired_distance": "paired distance", "ira": "IRA", "cra": "CRA", "composition": "pairs right",
            "clip_score": "CLIP score", "steps_to_forget": "steps to UA 95 %",
-           "fid": "FID", "kid": "KID"}  # fmt: skip
+           "fid": "FID", "kid": "KID", "cmmd": "CMMD", "fd_dinov2": "FD (DINOv2)",
+           "ta": "TA", "mia": "MIA", "loss_auc": "loss AUC", "avg_gap": "AvgGap"}  # fmt: skip
 
 
 def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, after: Evidence | None) -> Path:
@@ -73,10 +74,10 @@ def before_and_after(before: Evidence, after: Evidence) -> np.ndarray:
     return np.concatenate([halves[0], np.full((len(halves[0]), 24, 3), 255, np.uint8), halves[1]], axis=1)
 
 
-def rendered(**values: Any) -> str:
-    """The page as text."""
+def rendered(template: str = "report.html", /, **values: Any) -> str:
+    """A page of templates/ as text, every value escaped."""
     environment = Environment(loader=PackageLoader("erasure"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html").render(**values)
+    return environment.get_template(template).render(**values)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     header = ["", "mask", *(COLUMNS.get(name, name) for name in present), "seconds"]
     body = []
     for row in rows:
-        cells = [_cell(row.get("metrics", {}).get(name)) for name in present]
+        cells = [cell(row.get("metrics", {}).get(name)) for name in present]
         seconds = row.get("seconds")
         body.append(
             {
@@ -105,8 +106,13 @@ def as_text(built: Mapping[str, Any]) -> str:
     for row in built["rows"]:
         cells = [f"{cell['value']} {cell['interval']}".strip() for cell in row["cells"]]
         lines.append([row["name"], row["mask"], *cells, row["seconds"]])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of equally many cells as columns, a rule under the first; two columns stand left, the others right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    aligned = [
+    padded = [
         "  ".join(
             text.ljust(width) if i < 2 else text.rjust(width)
             for i, (text, width) in enumerate(zip(line, widths, strict=True))
@@ -114,11 +120,12 @@ def as_text(built: Mapping[str, Any]) -> str:
         for line in lines
     ]
     return "\n".join(
-        [aligned[0].rstrip(), "  ".join("-" * width for width in widths), *(line.rstrip() for line in aligned[1:])]
+        [padded[0].rstrip(), "  ".join("-" * width for width in widths), *(line.rstrip() for line in padded[1:])]
     )
 
 
-def _cell(score: Mapping[str, Any] | None) -> dict[str, str]:
+def cell(score: Mapping[str, Any] | None) -> dict[str, str]:
+    """Value, interval and n of a metric as a table shows them; a dash for a missing one."""
     if score is None:
         return {"value": "-", "interval": "", "n": ""}
     digits = 1 if score["unit"] in ("%", "steps") else 2 if abs(score["value"]) >= 0.1 else 4

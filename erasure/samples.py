@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -37,14 +37,14 @@ class SampleSettings:
     guidance_scale: Annotated[float | None, "classifier-free guidance, 1 for none"] = None
     num_inference_steps: Annotated[int | None, "denoising steps"] = None
     eta: Annotated[float | None, "share of fresh noise in each step: 0 DDIM, 1 DDPM"] = None
+    sampler: Annotated[str | None, "ddim, pndm, lms, euler or dpmsolver"] = None
     sample_batch_size: Annotated[int, "images drawn at once; 0: as their size allows, at most 128"] = 0
 
-    def overrides(self) -> dict[str, float]:
+    def overrides(self) -> dict[str, Any]:
         """What differs from the model's own settings."""
-        chosen = {
-            key: value for key, value in asdict(self).items() if key in ("guidance_scale", "num_inference_steps", "eta")
-        }
-        return {key: value for key, value in chosen.items() if value is not None}
+        chosen = asdict(self)
+        names = ("guidance_scale", "num_inference_steps", "eta", "sampler")
+        return {key: chosen[key] for key in names if chosen[key] is not None}
 
     def check(self) -> None:
         """Raise OptionError for a value outside its range."""

@@ -51,6 +51,12 @@ class SingleFile:
     velocity: bool | None
     averaged: bool
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The number format of each component."""
+        formats = {name: _common_dtype(state) for name, state in self.components.items()}
+        return {name: str(dtype).removeprefix("torch.") for name, dtype in formats.items()}
+
     def tokenizer(self, name: str = "tokenizer") -> Any:
         """The CLIPTokenizer of that name (tokenizer or tokenizer_2)."""
         return tokenizer_from(self.configs[name])
@@ -146,12 +152,17 @@ def write(
     velocity = configs["scheduler"].get("prediction_type") == "v_prediction"
     if velocity and kind == "sdxl":
         tensors["v_pred"] = torch.empty(0)  # where programs for SDXL look
-    own = {
+    write_ordered(out, tensors, {**own_metadata(configs), **metadata}, dtype)
+
+
+def own_metadata(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What a written file says: its configurations, and for other programs what its UNet predicts."""
+    velocity = configs["scheduler"].get("prediction_type") == "v_prediction"
+    return {
         "format": "pt",
         "modelspec.prediction_type": "v" if velocity else "epsilon",
         EMBEDDED: json.dumps({name: dict(config) for name, config in configs.items()}, sort_keys=True),
     }
-    write_ordered(out, tensors, {**own, **metadata}, dtype)
 
 
 def patch(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from erasure.errors import OptionError, suggestion
 
+CLASS = "class:"  # may stand before classes, as other words stand before other forget sets
+
 
 @dataclass(frozen=True)
 class Task:
@@ -14,7 +16,8 @@ class Task:
 
     `forget`, `gone` and `retain` are indices; `class_names[i]` is the name of class i, or the prompt. `gone` were
     erased before: they are neither forgotten anew nor kept. `anchors` are what takes the place of each of `forget`,
-    where the task says so, and `title` what it calls itself.
+    where the task says so, and `title` what it calls itself. With `samples` single samples of any class are forgotten,
+    not classes: `forget` is empty, and each sample's other labels are all of `retain` but its own.
     """
 
     class_names: tuple[str, ...]
@@ -22,6 +25,7 @@ class Task:
     gone: tuple[int, ...] = ()
     anchors: tuple[int, ...] = ()
     title: str = ""
+    samples: bool = False
 
     @property
     def retain(self) -> tuple[int, ...]:
@@ -35,12 +39,14 @@ class Task:
 
     @classmethod
     def of_classes(cls, given: str, class_names: Sequence[str], gone: Sequence[int] = ()) -> Task:
-        """Read `given`, class indices or names joined by commas ("3" or "cat,dog").
+        """Read `given`, class indices or names joined by commas ("3", "cat,dog" or "class:3").
 
         Raises OptionError when a class is unknown or out of range, when none is given, or when all are.
         """
         names = tuple(class_names)
-        forget = tuple(sorted({class_index(part, names) for part in given.split(",") if part.strip()}))
+        forget = tuple(
+            sorted({class_index(part, names) for part in given.removeprefix(CLASS).split(",") if part.strip()})
+        )
         if not forget:
             raise OptionError("--forget names no class: give at least one, such as --forget " + names[0])
         task = cls(names, forget, tuple(i for i in gone if i not in forget))

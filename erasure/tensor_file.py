@@ -142,13 +142,15 @@ def write_ordered(
 
     With `dtype`, all floating tensors are written in it; raises ModelError when a number is too large for it.
     """
-    formats = {
-        name: dtype if dtype and tensor.is_floating_point() else tensor.dtype for name, tensor in tensors.items()
-    }
-    entries = placed({name: (CODES[formats[name]], tuple(tensor.shape)) for name, tensor in tensors.items()})
+    wanted = {}
+    for name in tensors:
+        tensor = tensors[name]  # which may be made just now: it is asked for once, not held
+        kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        wanted[name] = (CODES[kind], tuple(tensor.shape))
+    entries = placed(wanted)
 
     def content(name: str) -> Iterator[memoryview]:
-        yield as_bytes(cast(name, tensors[name], formats[name]))
+        yield as_bytes(cast(name, tensors[name], DTYPES[entries[name].dtype]))
 
     with atomic_path(out) as temporary, open(temporary, "wb") as target:
         _write(target, entries, metadata, content)

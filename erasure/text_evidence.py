@@ -11,20 +11,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from erasure.clip import clip_scores, load_clip
 from erasure.concepts import Concept, Prompt
 from erasure.data import Dataset
 from erasure.errors import NotApplicableError
-from erasure.evidence import IMAGES_A_ROW, Evidence, Kind, Part, PictureRow
+from erasure.evidence import IMAGES_A_ROW, Evidence, Kind, Part, PictureRow, need_network, remembered
 from erasure.judges import Judge, Judged
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.run import cache_folder, fingerprint, is_main
 from erasure.samples import Item, Samples, SampleSettings, draw_items, path_of
 from erasure.seeds import derive
 from erasure.task import Task
-from erasure.weights import read_tensors, write_tensors
 
 GRID = 12
 IMAGES_A_PROMPT = 4
@@ -55,15 +52,25 @@ class TextEvidence(Evidence):
         seed: int = 0,
         inception: str | None = None,
         clip: str | None = None,
+        dinov2: str | None = None,
     ) -> None:
         super().__init__(
-            model, task, dataset, folder, original=original, settings=settings, seed=seed, inception=inception
+            model,
+            task,
+            dataset,
+            folder,
+            original=original,
+            settings=settings,
+            seed=seed,
+            inception=inception,
+            clip=clip,
+            dinov2=dinov2,
         )
         if judge is None:  # nothing will be measured by prompt: a few pictures of each kind are enough
             rows = (*concept.forget[:UNJUDGED], *concept.retain[:UNJUDGED])
         self.rows = rows or tuple(row for row in (*concept.forget, *concept.retain) if row.shows)
         self.count = self.settings.num_images or IMAGES_A_PROMPT
-        self.concept, self._judge, self.clip = concept, judge, clip
+        self.concept, self._judge = concept, judge
 
     @property
     def judge_hash(self) -> str | None:
@@ -152,8 +159,8 @@ class TextEvidence(Evidence):
 
     def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
         """CLIP's score of each image of the part against its prompt, (n,), and the model's name."""
-        if self.clip is None:
-            raise NotApplicableError("no CLIP model was named: give --clip, a folder or a hub id")
+        need_network("clip", self.clip)
+        assert self.clip is not None
         clip = load_clip(self.clip, self.model.device)
         return clip_scores(clip, self.samples.images[self.chosen(part)], self.texts(part)), self.clip
 
@@ -205,14 +212,8 @@ class TextEvidence(Evidence):
         reference = self.reference(part)
         if self._judge is None:
             raise NotApplicableError("no judge is here to give features: give --classifier")
-        key = fingerprint({"images": reference.hash, "judge": self._judge.hash})
-        path = cache_folder() / "features" / f"{key[:32]}.safetensors"
-        if path.is_file():
-            return read_tensors(path)[0]["features"].numpy()
-        features = self._judge.describe(reference.images).features
-        if is_main():
-            write_tensors(path, {"features": torch.from_numpy(features)})
-        return features
+        judge = self._judge
+        return remembered(reference, judge.hash, lambda images: judge.describe(images).features)
 
     def texts(self, part: Part) -> list[str]:
         """The prompt of each image of the part."""

@@ -18,6 +18,7 @@ import torch
 from erasure import plots
 from erasure.data import Dataset, load_dataset, placed
 from erasure.errors import DataError
+from erasure.forget_sets import mislabelled
 from erasure.images import grid, to_float, to_uint8, write_png
 from erasure.models import DiffusionModel, Model
 from erasure.models.classifier import Classifier
@@ -54,6 +55,8 @@ def train(
         test = load_dataset(data, "test", data_dir, image_size)
         if test.class_names != dataset.class_names:
             raise DataError(f"{data}: the test split has other classes than the train split")
+        if recipe.mislabel:
+            dataset, _ = mislabelled(dataset, recipe.mislabel, seed)
     source = {
         "data": placed(data),
         "data_dir": str(Path(data_dir).resolve()) if data_dir else None,

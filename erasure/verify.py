@@ -14,7 +14,17 @@ from typing import Any
 
 from torch import Tensor
 
-from erasure.contents import as_written, change, folder_tensors, hashes, in_folder, in_one_file, raw_tensors
+from erasure.contents import (
+    as_written,
+    change,
+    configs_of,
+    folder_tensors,
+    hashes,
+    in_folder,
+    in_one_file,
+    raw_tensors,
+    states_of,
+)
 from erasure.delta import DELTA, VALUES_ONLY, applied
 from erasure.errors import ModelError
 from erasure.forms import FORMATS
@@ -105,8 +115,8 @@ def _sides(found: _Found, model: Model, place: str) -> tuple[Mapping[str, Tensor
     if found.form == "single-file":
         if Path(place).is_file():
             before = raw_tensors(Path(place))
-        elif isinstance(model, StableDiffusion):
-            before = in_one_file(model)
+        elif isinstance(model, StableDiffusion) and model.one_file:
+            before = in_one_file(states_of(model), configs_of(model))
         else:
             raise ModelError(f"{found.path} is a Stable Diffusion model: --base {place} is a {model.family} model")
     elif found.form == "diffusers":

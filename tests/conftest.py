@@ -179,3 +179,8 @@ def process(*arguments: object, **environment: str) -> subprocess.Popen[str]:
 def state_of(model: Model) -> dict[str, torch.Tensor]:
     """A copy of the network's tensors."""
     return {name: tensor.detach().clone() for name, tensor in model.network.state_dict().items()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that several processes end at the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)

@@ -1,7 +1,7 @@
 """Rewrite the README's tables from what was measured and from the plug-ins themselves: `make readme`.
 
-Numbers come from benchmarks/demo.json, demo-full.json and results.json, which the commands named there wrote. A test
-keeps README and sources equal, so no number is typed by hand.
+Numbers come from benchmarks/demo.json, demo-full.json, audits.json and results.json, which the commands named there
+wrote. A test keeps README and sources equal, so no number is typed by hand.
 """
 
 from __future__ import annotations
@@ -50,27 +50,48 @@ def _scene(scene: Any) -> str:
 def speed() -> str:
     """The ratios of `make bench`."""
     results = _read("results.json")
-    found = {
-        key: value for part in results.values() if isinstance(part, dict) for key, value in part.items() if " / " in key
-    }
-    rows = ["| ratio | measured | goal |", "|---|--:|--:|"]
-    for key, value in found.items():
-        name, _, goal = key.partition(" (goal: at most ")
-        rows.append(f"| {name} | {value:.3g} | {goal.rstrip(')') or '-'} |")
+    rows = ["| of | ratio | measured | goal |", "|---|---|--:|--:|"]
+    for of, part in results.items():
+        for key, value in part.items() if isinstance(part, dict) else ():
+            name, _, goal = key.partition(" (goal: ")
+            if " / " in key:
+                rows.append(f"| {of} | {name} | {value:.3g} | {goal.rstrip(')') or '-'} |")
+    return "\n".join(rows)
+
+
+def audits() -> str:
+    """What audits of the cleaned small model found."""
+    found = _read("audits.json")
+    limit = f"verdict at {100 * found['max_rate']:g} %"
+    rows = [f"| erased | prompts | base shows it | cleaned shows it | {limit} |", "|---|---|--:|--:|---|"]
+    for row in found["rows"]:
+        cells = []
+        for side in ("base", "model"):
+            low, high = (100 * end for end in row[side]["interval"])
+            cells.append(f"{row[side]['count']} of {row[side]['n']} [{low:.1f}, {high:.1f}] %")
+        rows.append(f"| {row['concept']} | {row['prompts']} | {cells[0]} | {cells[1]} | {row['verdict']} |")
     return "\n".join(rows)
 
 
 def plugins() -> str:
     """One row a plug-in, from the first line of its docstring."""
     rows = ["| kind | name | what it is |", "|---|---|---|"]
-    for folder, kind in {"methods": "method", "metrics": "metric", "models": "model", "data": "data"}.items():
+    kinds = {"methods": "method", "metrics": "metric", "detectors": "detector", "models": "model", "data": "data"}
+    for folder, kind in kinds.items():
         for name in registry.names(folder):
             text = registry.summary(folder, name).removeprefix(f"{name}: ").rstrip(".")
             rows.append(f"| {kind} | `{name}` | {text} |")
     return "\n".join(rows)
 
 
-PARTS: dict[str, Callable[[], str]] = {"demo": demo, "full": full, "sd": sd, "speed": speed, "plug-ins": plugins}
+PARTS: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "full": full,
+    "sd": sd,
+    "audits": audits,
+    "speed": speed,
+    "plug-ins": plugins,
+}
 
 
 def rewritten(text: str) -> str:

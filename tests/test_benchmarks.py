@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks import audit as audit_benchmark
+from benchmarks import detectors as detector_benchmark
 from benchmarks import gpu, gpu_sd, sd_networks, stable_diffusion, step
 from benchmarks import mask as mask_benchmark
 from benchmarks.official import official_mask
@@ -203,3 +205,14 @@ def test_a_network_that_does_not_fit_is_said_so():
         raise torch.OutOfMemoryError
 
     assert gpu_sd._guarded(too_big, tiny("sd1")) == {"out_of_memory": True}
+
+
+def test_the_audit_benchmarks_compare_the_same_work(monkeypatch):
+    monkeypatch.setattr(audit_benchmark, "ROUNDS", 1)
+    found = audit_benchmark.full_size(toy=True)
+    assert len(found) == 3 and all(value > 0 for value in found.values())
+    monkeypatch.setattr(audit_benchmark, "FEW", 3)
+    assert audit_benchmark._peak(audit_benchmark.FEW) > 100
+    monkeypatch.setattr(detector_benchmark, "IMAGES", 2)
+    monkeypatch.setattr(detector_benchmark, "ROUNDS", 1)
+    assert all(value > 0 for value in detector_benchmark.measure().values())

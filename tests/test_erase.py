@@ -1,12 +1,14 @@
 """The main path through the command line, and what it refuses."""
 
 import json
+import re
 
 import pytest
 import torch
 
+from erasure import registry
 from erasure.mask import Mask
-from erasure.models import load_model
+from erasure.models import load_model, shipped_folder
 from erasure.run import read_json
 from erasure.weights import read_tensors
 from tests.conftest import tiny
@@ -103,7 +105,7 @@ def test_a_mask_file_made_by_the_mask_verb_gives_the_same_weights(erase, cli, dd
 def test_several_classes_and_every_family(erase, classifier_folder, tmp_path):
     assert erase(forget="3,five").json["metrics"]["ua"]["n"] == 6
     result = erase("--epochs", 0, model=classifier_folder, out="c").json
-    assert result["metrics"]["ua"]["n"] == 147 and "fd_classifier" in result["not_measured"]
+    assert result["metrics"]["ua"]["n"] == 147 and {"ta", "mia"} <= set(result["metrics"])
     tiny("ddpm-unconditional").save(tmp_path / "u")
     free = erase(model=tmp_path / "u", out="f").json
     assert free["ua"] is None and "forget_share" in free["metrics"]
@@ -118,6 +120,24 @@ def test_options_come_from_paper_card_preset_and_flags_in_this_order(cli, ddpm, 
     chosen = settings["options"]
     assert (chosen["steps"], chosen["alpha"], chosen["batch_size"], chosen["relabel"]) == (2, 1e-3, 8, "next")
     assert settings["saliency"]["guidance_scale"] == 3.0 and settings["saliency"]["clip_saliency"] == 1.0
+
+
+@pytest.mark.parametrize("method", ["salun", "gradient_ascent"])
+def test_the_help_has_the_defaults_of_each_family_and_shipped_model(cli, method):
+    kind = registry.load("methods", method)
+    text = " ".join(cli("erase", "--method", method, "--help").out.split())
+    told = text.partition("The defaults that are shown are those of ddpm. Others have their own:")[2]
+    cards = {f"the model {n}": read_json(shipped_folder() / n / "erase.json") for n in ("digits-ddpm", "digits-sd")}
+    values = {**kind.defaults_of, **{name: card[method] for name, card in cards.items() if method in card}}
+    assert {"classifier", "stable_diffusion", "sdxl", "the model digits-ddpm"} <= set(values)
+    for owner, options in values.items():
+        own = re.search(rf"{owner}[^:-]*: (--.*?)(?= [^ ]+: --|the model| --steps INT)", told)[1]
+        for name, value in options.items():
+            if name != "saliency":
+                assert f"--{name.replace('_', '-')} {value}" in own, (owner, name)
+        scale = options.get("saliency", {}).get("guidance_scale")
+        assert scale is None or f"--saliency-guidance-scale {scale}" in own
+    assert "Others have their own" not in cli("erase", "--method", "retrain", "--help").out
 
 
 def test_steps_that_are_asked_for_replace_default_epochs(cli, classifier_folder, tmp_path):
@@ -152,7 +172,15 @@ def test_divergence_is_said_and_leaves_the_last_good_weights(cli, refused, ddpm_
     )
     assert "diverged at step" in line and "last good weights" in line
     document = read_json(tmp_path / "a" / "run.json")
-    assert document["status"] == "diverged"
+    good = int(line.partition("those of step ")[2].partition(":")[0])
+    assert document["status"] == "diverged" and document["diverged"]["step"] == good > 0
+    assert document["diverged"]["reason"] in line
+    line = refused("export", tmp_path / "a", "--format", "delta", "--out", tmp_path / "d")
+    assert f"is not a finished erasure, and is not exported: {document['diverged']['reason']}" in line
+    draw = ("--classes", 0, "--num-images", 1, "--num-inference-steps", 1, "--out")
+    told = cli("generate", "--model", tmp_path / "a", *draw, tmp_path / "drawn").err
+    assert told.count("\n") == 1 and f"is no finished run: it holds the weights of step {good}, because" in told
+    assert document["diverged"]["reason"] in told
     assert all(torch.isfinite(p).all() for p in load_model(tmp_path / "a").network.parameters())
     line = refused("erase", *common, "--steps", 40, "--learning-rate", 1e9, "--out", tmp_path / "b")
     assert "the original is unchanged and nothing was saved" in line

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from erasure import forms, single_file
+from erasure import contents, forms, single_file
 from erasure.errors import ModelError
 from erasure.models import _single, load_model, located
 from erasure.tensor_file import read_header
@@ -111,7 +111,7 @@ def test_a_pickled_checkpoint_is_loaded_and_becomes_a_safetensors_file(sd1, tmp_
     base, model = (load_model(tmp_path / "theirs.ckpt") for _ in range(2))
     assert base.hash == load_model(sd1.theirs).hash and base.info["dtypes"]["unet"] == "float16"
     model.network.conv_out.bias.data.add_(1)
-    cleaned = forms.Cleaned(base, model, PROVENANCE, tmp_path / "theirs.ckpt")
+    cleaned = forms.Cleaned(contents.Original.of(base), model, PROVENANCE, tmp_path / "theirs.ckpt")
     found = forms.write("single-file", cleaned, tmp_path / "out.safetensors", forms.Manner())
     assert list(found["changed"]) == ["model.diffusion_model.out.2.bias"]
     before, after = load_file(sd1.theirs), load_file(tmp_path / "out.safetensors")
@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_what_was_there(sd1, cli, refused, tmp_path, monkeypa
 def test_a_number_too_large_for_half_precision_is_refused(sd1, refused, tmp_path):
     base, model = (load_model(sd1.tiny.folder) for _ in range(2))
     next(model.network.parameters()).data.view(-1)[0] = 1e6
-    cleaned = forms.Cleaned(base, model, PROVENANCE)
+    cleaned = forms.Cleaned(contents.Original.of(base), model, PROVENANCE)
     for form in ("diffusers", "single-file", "unet"):
         with pytest.raises(ModelError, match="numbers too large for float16"):
             forms.write(form, cleaned, tmp_path / form, forms.Manner(torch.float16))

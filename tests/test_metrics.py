@@ -5,8 +5,9 @@ import torch
 from erasure import registry
 from erasure.distances import frechet
 from erasure.errors import NotApplicableError
+from erasure.evaluate import measured
 from erasure.evidence import Evidence, probe
-from erasure.images import to_float
+from erasure.images import to_float, to_uint8
 from erasure.inception import FIDInception
 from erasure.samples import Samples, SampleSettings
 from erasure.statistics import wilson
@@ -89,6 +90,77 @@ def test_a_classifier_is_judged_by_its_own_answers(classifier, task, digits, tmp
             measure(name, evidence)
 
 
+@pytest.fixture
+def told(classifier, task, digits, tmp_path):
+    """Evidence of a classifier that answers as it is told about samples 0 to 39; the test split is the next 30."""
+
+    def make(seen_of, forget_ids=None, of_task=task, retrained=None):
+        def describe(images):
+            where = [every.index(image.tobytes()) for image in to_uint8(images)]
+            logits = torch.full((len(images), 10), 0.0)
+            logits[range(len(images)), [seen_of(i, int(digits.labels[i])) for i in where]] = 4.0
+            return logits, torch.zeros(len(images), 2)
+
+        every = [image.tobytes() for image in digits.images[:70]]
+        classifier = tiny("classifier")
+        classifier.describe = describe
+        train, test = digits.at(np.arange(40)), digits.at(np.arange(40, 70))
+        ids = None if forget_ids is None else np.array(forget_ids)
+        return Evidence(
+            classifier, of_task, train, tmp_path, forget_ids=ids, test=lambda: test, retrained=retrained, seed=3
+        )
+
+    return make
+
+
+def test_ta_leaves_a_forgotten_class_out_of_the_test_split(told, digits):
+    labels = digits.labels[40:70]
+    wrong_threes = told(lambda i, label: 5 if label == 3 else label)
+    assert measure("ta", wrong_threes).value == 100.0 and measure("ta", wrong_threes).n == (labels != 3).sum()
+    samples = Task(digits.class_names, (), samples=True)
+    score = measure("ta", told(lambda i, label: 5 if label == 3 else label, [1, 2], samples))
+    assert score.n == 30 and score.value == pytest.approx(100 * (labels != 3).mean())
+
+
+def test_parts_by_sample_ids(told, digits):
+    evidence = told(lambda i, label: (label + 1) % 10 if i in (1, 2, 30, 41) else label, [0, 1, 2])
+    assert measure("ua", evidence).value == pytest.approx(200 / 3)
+    assert measure("ra", evidence).value == pytest.approx(100 * 36 / 37)
+    assert measure("ta", evidence).n == 30 and measure("ta", evidence).value == pytest.approx(100 * 29 / 30)
+    assert len(evidence.answers("forget").losses) == 3
+
+
+def test_the_attack_sees_samples_that_look_like_the_test_split(told):
+    def unsure(i, label):  # right about what it keeps, wrong about what it forgot and what it never saw
+        return label if 3 <= i < 40 else (label + 1) % 10
+
+    score = measure("mia", told(unsure, [0, 1, 2]))
+    assert score.value == 100.0 and score.n == 3 and score.details == {"n_attack": 30}
+    assert measure("mia", told(lambda i, label: label if i < 40 else (label + 1) % 10, [0, 1, 2])).value == 0.0
+    assert measure("loss_auc", told(lambda i, label: label if i > 2 else (label + 1) % 10, [0, 1, 2])).value == 0.0
+    assert measure("loss_auc", told(lambda i, label: label if i < 40 else (label + 1) % 10, [0, 1, 2])).value == 1.0
+
+
+def test_the_average_gap_needs_a_retrained_model_and_is_zero_to_itself(told):
+    retrained = told(lambda i, label: label if i > 2 else 0, [0, 1, 2])
+    with pytest.raises(NotApplicableError, match="erasure benchmark"):
+        measure("avg_gap", retrained)
+    assert measure("avg_gap", told(lambda i, label: label if i > 2 else 0, [0, 1, 2], retrained=retrained)).value == 0
+    score = measure("avg_gap", told(lambda i, label: label, [0, 1, 2], retrained=retrained))
+    assert score.value == pytest.approx(np.mean(list(score.details["gaps"].values()))) and score.value > 0
+
+
+def test_a_generator_has_no_answers_of_its_own(evidence, ddpm):
+    for name in ("ta", "mia", "loss_auc"):
+        with pytest.raises(NotApplicableError, match="generator"):
+            measure(name, evidence)
+
+
+def test_a_classifier_is_measured_by_its_own_metrics_without_being_asked(told):
+    found = measured(told(lambda i, label: label, [0, 1]), ())
+    assert set(found["metrics"]) == {"ua", "ra", "ta", "mia", "loss_auc"} and not found["not_measured"]
+
+
 def test_an_unconditional_model_has_a_forget_share(classifier, task, digits, tmp_path):
     model = tiny("ddpm-unconditional")
     evidence = Evidence(model, task, digits, tmp_path, classifier=classifier, settings=QUICK)
@@ -119,7 +191,8 @@ def test_fid_and_kid_use_the_given_inception(ddpm, classifier, task, digits, tmp
     evidence.__dict__["samples"] = Samples(small.images, small.labels)
     assert measure("fid", evidence).value == pytest.approx(0, abs=1e-6)
     assert measure("kid", evidence).value <= 1e-6
-    assert measure("fid", evidence).details == {"n_real": 6}
+    details = measure("fid", evidence).details
+    assert details["n_real"] == 6 and details["kid"] == measure("kid", evidence).value
 
 
 def test_a_probe_looks_at_both_parts(ddpm, classifier, task):

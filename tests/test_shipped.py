@@ -58,11 +58,11 @@ def test_stable_diffusion_draws_what_it_is_asked_for(tmp_path):
     model = load_family("digits-sd", StableDiffusion)
     assert model.info["sampling"] == {"num_inference_steps": 30, "eta": 0.0, "guidance_scale": 4.0}
     subject = subject_of(model, Wanted(concept="digits/three"))
-    seen = subject.evidence(model, Judging(samples=SampleSettings(num_images=2), sample_seed=77), tmp_path)
+    seen = subject.evidence(model, Judging(samples=SampleSettings(num_images=1), sample_seed=77), tmp_path)
     digits = np.concatenate([seen.correct("forget"), seen.correct("retain")])
-    assert len(digits) == 100 and digits.mean() >= 0.97
+    assert len(digits) == 50 and digits.mean() >= 0.97
     assert seen.across().mean() >= 0.99
-    assert len(seen.together()) == 60 and seen.together().mean() >= 0.85
+    assert len(seen.together()) == 30 and seen.together().mean() >= 0.85
     assert load_concept("digits/three").erased == {("digit", "three")}
 
 
@@ -82,7 +82,7 @@ def test_the_demonstration_forgets_and_keeps(cli, tmp_path, monkeypatch):
     from erasure import scenes
 
     few = {"num_forget_images": 60, "num_retain_images": 160}
-    monkeypatch.setitem(scenes.SCENES, "sd-three", replace(scenes.SCENES["sd-three"], num_images=2, material=few))
+    monkeypatch.setitem(scenes.SCENES, "sd-three", replace(scenes.SCENES["sd-three"], num_images=1, material=few))
     result = cli("demo", "--out", tmp_path / "demo", "--json").json
     assert result["ua"] >= 99 and result["original"]["ua"] <= 10
     assert abs(result["original"]["ra"] - result["ra"]) <= 2
@@ -117,11 +117,12 @@ def test_the_full_table_has_every_row(name, tmp_path, monkeypatch):
     few = {} if name == "ddpm-three" else {"num_forget_images": 10, "num_retain_images": 10}
     quick = replace(scene, variants=variants, num_images=1, num_inference_steps=2, probe_every=2, material=few)
     monkeypatch.setitem(scenes.SCENES, name, quick)
-    result = demo.demo(tmp_path / "full", full=True, seeds=2, scenes=[name])
+    seeds = 2 if name == "ddpm-three" else 1
+    result = demo.demo(tmp_path / "full", full=True, seeds=seeds, scenes=[name])
     rows = result["scenes"][0]["rows"]
     assert [row["name"] for row in rows] == ["original", *(v.name for v in scene.variants)]
     assert all(np.isfinite(row["ua"]) and np.isfinite(row["ra"]) for row in rows)
-    assert rows[1]["seeds"] == 2 and rows[1]["metrics"]["ua"]["n"] == 2
+    assert rows[1].get("seeds", 1) == seeds and rows[1]["metrics"]["ua"]["n"] >= 1
     page = (tmp_path / "full" / name / "report.html").read_text()
     assert scene.variants[-1].name in page and "UA along the steps" in page
     assert json.loads((tmp_path / "full" / "demo.json").read_text())["ua"] == result["ua"]

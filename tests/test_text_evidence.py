@@ -15,8 +15,20 @@ from erasure.judges import Judge, Judged
 from erasure.material import text_task
 from erasure.samples import SampleSettings
 from erasure.text_evidence import TextEvidence
-from tests.conftest import tiny
+from tests import test_dinov2, test_judges
+from tests.conftest import pipeline_folder, tiny
+from tests.test_judges import saved
 
+clip_folder = test_judges.clip_folder
+dinov2_folder = test_dinov2.dinov2_folder
+WHOSE = {"cmmd": "clip", "fd_dinov2": "dinov2"}
+# The ten classes at their places among ImageNet's thousand.
+IMAGENETTE = {
+    **{0: "tench, Tinca tinca", 217: "English springer, English springer spaniel", 482: "cassette player"},
+    **{491: "chain saw, chainsaw", 497: "church, church building", 566: "French horn, horn"},
+    **{569: "garbage truck, dustcart", 571: "gas pump, gasoline pump, petrol pump, island dispenser"},
+    **{574: "golf ball", 701: "parachute, chute"},
+}
 CONCEPT = Concept(
     "three",
     (
@@ -131,6 +143,37 @@ def test_the_picture_is_a_grid_of_both_domains(tmp_path):
     assert [row.name for row in rows] == ["ink", "neon"] and all(len(row.images) == 3 for row in rows)
     assert not any(row.forgotten for row in rows)
     assert [row.forgotten for row in evidence(BOTH, SEEN, tmp_path).picture()] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("place", [lambda index: index, lambda index: 999 - index])
+def test_an_imagenet_classifier_is_asked_by_name_whatever_its_order(cli, tmp_path, place):
+    labels = [f"thing {i}" for i in range(1000)]
+    for index, label in IMAGENETTE.items():
+        labels[place(index)] = label
+    network = saved(tmp_path / "resnet", "resnet", tuple(labels))
+    asked = ("--concept", "imagenette/church", "--classifier", tmp_path / "resnet", "--metrics", "ua,ira")
+    for index, ua, ira in ((497, 0, 0), (574, 100, 100 * 2 / 18), (1, 100, 0)):
+        network.classifier[1].bias.data.zero_()[place(index)] = 1e4
+        network.save_pretrained(tmp_path / "resnet")
+        found = cli(
+            "evaluate", pipeline_folder("sd1"), *asked, "--num-images", 1, "--num-inference-steps", 1, "--json"
+        ).json
+        assert found["ua"] == ua and found["ra"] == pytest.approx(ira)
+        assert found["metrics"]["ua"]["n"] == 2 and found["metrics"]["ira"]["n"] == 18
+
+
+@pytest.mark.parametrize("name", ["cmmd", "fd_dinov2"])
+def test_distances_to_real_images_in_other_spaces(tmp_path, monkeypatch, clip_folder, dinov2_folder, name):
+    one = evidence(CONCEPT, SEEN, tmp_path, clip=str(clip_folder), dinov2=str(dinov2_folder))
+    real = one.reference("retain")
+    one.__dict__["reference"] = lambda part: real.first(20)
+    score = registry.load("metrics", name)().measure(one)
+    assert score.n == one.chosen("retain").sum() == 10 and score.details["n_real"] == 20
+    assert score.value > 0 and score.interval[0] < score.value < score.interval[1]
+    assert measured(one, (name,))["metrics"][name]["details"]["model"] == getattr(one, WHOSE[name])
+    monkeypatch.setattr("erasure.evidence.write_tensors", None)  # features of real images are taken once
+    one.__dict__.pop(f"{WHOSE[name]}_pair")
+    assert registry.load("metrics", name)().measure(one) == score
 
 
 def test_classes_have_no_words(digits, task, tmp_path):

@@ -74,35 +74,33 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    place = tmp_path_factory.mktemp("whole")
-    child = process(*LONG, "--out", place / "run", ERASURE_CACHE=str(place / "cache"))
-    _, err = child.communicate(timeout=240)
-    assert child.returncode == 0, err
-    return load_model(place / "run").hash
-
-
 LONG = (
     *("erase", "--model", pipeline_folder("sd1"), *CAT, *SMALL, "--checkpoint-every", 1, "--steps", 30),
     *("--material-batch-size", 1, "--material-inference-steps", 5),
 )
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_command_goes_on_to_the_same_bits(moment, uninterrupted, tmp_path):
-    command = (*LONG, "--out", tmp_path / "run")
-    child = process(*command, ERASURE_CACHE=str(tmp_path / "cache"))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and child.poll() is None and not MOMENTS[moment](tmp_path):
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    _, err = child.communicate()
-    assert child.returncode == -signal.SIGKILL, err
-    again = process(*command, ERASURE_CACHE=str(tmp_path / "cache"))
-    _, err = again.communicate(timeout=240)
-    assert again.returncode == 0, err
-    assert load_model(tmp_path / "run").hash == uninterrupted
+@pytest.mark.timeout(600)
+def test_a_command_that_is_killed_at_every_stage_ends_with_the_same_bits(cli, tmp_path, monkeypatch):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def started(place):
+        return process(*LONG, "--out", place / "run", ERASURE_CACHE=str(place / "cache"))
+
+    for moment, reached in MOMENTS.items():
+        child = started(killed)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and child.poll() is None and not reached(killed):
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        _, err = child.communicate()
+        assert child.returncode == -signal.SIGKILL, (moment, err)
+    child = started(killed)
+    _, err = child.communicate(timeout=240)
+    assert child.returncode == 0, err
+    monkeypatch.setenv("ERASURE_CACHE", str(whole / "cache"))
+    assert cli(*LONG, "--out", whole / "run").code == 0
+    assert load_model(killed / "run").hash == load_model(whole / "run").hash
     assert not list(tmp_path.rglob(".*.tmp"))
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from erasure import registry
 from erasure.commands._shown import Answer, shown_run
 from erasure.errors import OptionError
-from erasure.options import add_flags, given_flags
+from erasure.options import add_flags, as_flags, given_flags
 from erasure.parser import Parser, judging_flags, judging_given, model_flag, parser_of, wanted_flags, wanted_given
+
+SALIENCY_FLAGS = {"guidance_scale": "saliency_guidance_scale"}  # the samples have one too, under its own name
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -65,17 +68,43 @@ def _erase_flags(parser: Parser, method: str) -> Any:
         "--probe-every", type=int, default=0, help="look at UA and RA every so many steps (default 0, never)"
     )
     wanted_flags(parser)
-    add_flags(parser.add_argument_group(f"options of {method}"), kind)
+    add_flags(parser.add_argument_group(f"options of {method}", _other_defaults(method, kind)), kind)
     group = parser.add_argument_group("how weights are scored for the mask")
-    saliency = import_module("erasure.saliency").SaliencySettings
-    add_flags(group, saliency, prefix_of={"guidance_scale": "saliency_guidance_scale"})
+    add_flags(group, import_module("erasure.saliency").SaliencySettings, SALIENCY_FLAGS)
     judging_flags(parser)
     return kind
+
+
+def _other_defaults(method: str, kind: Any) -> str | None:
+    """For whom the defaults of the help are not those it shows, from the tables that decide them."""
+    models = import_module("erasure.models")
+    families: dict[str, list[str]] = {}
+    for family, values in kind.defaults_of.items():
+        families.setdefault(_flags_of(values), []).append(family)
+    others = {", ".join(names): flags for flags, names in families.items()}
+    for name in models.shipped_names():
+        path = models.shipped_folder() / name / "erase.json"
+        card = import_module("erasure.models._base").read_object(path) if path.is_file() else {}
+        if method in card:
+            others[f"the model {name}"] = _flags_of({**card.get("material", {}), **card[method]})
+    if not others:
+        return None
+    rest = ", ".join(family for family in registry.names("models") if family not in kind.defaults_of)
+    lines = [
+        textwrap.fill(f"{who}: {flags}", 100, subsequent_indent="  ", break_on_hyphens=False)
+        for who, flags in others.items()
+    ]
+    return "\n".join([f"The defaults that are shown are those of {rest}. Others have their own:", *lines])
+
+
+def _flags_of(values: Mapping[str, Any]) -> str:
+    own = {name: value for name, value in values.items() if name != "saliency"}
+    return f"{as_flags(own)} {as_flags(values.get('saliency', {}), SALIENCY_FLAGS)}".strip()
 
 
 def _without_prefix(values: argparse.Namespace) -> dict[str, Any]:
     """`--saliency-guidance-scale` is the scoring's; `--guidance-scale` is the samples'."""
     found = {key: value for key, value in vars(values).items() if key != "guidance_scale"}
-    if "saliency_guidance_scale" in found:
-        found["guidance_scale"] = found["saliency_guidance_scale"]
+    if SALIENCY_FLAGS["guidance_scale"] in found:
+        found["guidance_scale"] = found[SALIENCY_FLAGS["guidance_scale"]]
     return found

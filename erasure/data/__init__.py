@@ -25,7 +25,7 @@ def load_dataset(
 ) -> Dataset:
     """The `split` ("train" or "test") of a data set.
 
-    `spec` is a plug-in's name ("digits", "cifar10"), a folder of class folders, an archive of the same, or a hub id
+    `spec` is a plug-in's name ("digits", "cifar100"), a folder of class folders, an archive of the same, or a hub id
     ("owner/name", through the `datasets` package). `data_dir` is where a named data set lies on disk. Images of
     another size than `image_size` are resized and cropped to it.
     Raises DataError when it is missing, broken or not what it claims to be.
@@ -37,9 +37,10 @@ def load_dataset(
         raise DataError(f"--data-dir {directory} does not exist")
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size {image_size} must be at least 1")
-    if spec in ("digits", "digits_styles", "cifar10") and image_size is not None:
+    named = spec in registry.names("data")
+    if named and spec not in ("image_folder", "hub") and image_size is not None:
         raise DataError(f"--data {spec} has one size and takes no --image-size")
-    if spec in registry.names("data"):
+    if named:
         dataset = registry.load("data", spec)().load(split, directory)
     elif Path(spec).exists():
         dataset = registry.load("data", "image_folder")().load(split, Path(spec), image_size)

@@ -66,9 +66,14 @@ class Dataset:
         return digest.hexdigest()
 
     def check(self) -> None:
-        """Refuse an empty set, labels out of range, or a class without images."""
+        """Refuse an empty set, labels that are none or out of range, or a class without images."""
         if not len(self):
             raise DataError(f"{self.name}: the {self.split} split is empty")
+        if not np.issubdtype(self.labels.dtype, np.integer) or self.labels.shape != (len(self.images),):
+            raise DataError(
+                f"{self.name}: expected a whole number as label of each of {len(self.images)} images, "
+                f"got {self.labels.dtype} of shape {self.labels.shape}"
+            )
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise DataError(f"{self.name}: labels must lie in 0 to {len(self.class_names) - 1}")
         counts = np.bincount(self.labels, minlength=len(self.class_names))
@@ -81,8 +86,11 @@ class Dataset:
 
     def of_classes(self, classes: Collection[int]) -> Dataset:
         """The samples whose label is one of `classes`."""
-        kept = np.isin(self.labels, list(classes))
-        return replace(self, images=self.images[kept], labels=self.labels[kept])
+        return self.at(np.isin(self.labels, list(classes)))
+
+    def at(self, chosen: np.ndarray) -> Dataset:
+        """The samples at positions `chosen` (m,), or those where it is true (n,)."""
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
     def first(self, count: int) -> Dataset:
         """At most `count` samples, as even over the classes as the data allows."""
@@ -92,8 +100,7 @@ class Dataset:
         for label in np.unique(self.labels):
             where = np.flatnonzero(self.labels == label)
             rank[where] = np.arange(len(where))
-        kept = np.sort(np.argsort(rank, kind="stable")[:count])
-        return replace(self, images=self.images[kept], labels=self.labels[kept])
+        return self.at(np.sort(np.argsort(rank, kind="stable")[:count]))
 
 
 class Batches:

@@ -10,7 +10,7 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -34,7 +34,7 @@ class ImageFolder:
                 f"{source} holds no images: expected {'train/' if splits else ''}<class>/<image>.png and so on"
             )
         class_names = tuple(
-            sorted({PurePosixPath(name).parts[-2] for name, _ in _files(source, read=False) if "/" in name})
+            sorted({PurePosixPath(name).parts[-2] for name, _ in files(source, is_image, read=False) if "/" in name})
         )
         if len(class_names) < 2:
             raise DataError(f"{source} has one class folder ({class_names[0]}): at least two are needed, one to keep")
@@ -58,41 +58,46 @@ def has_splits(source: Path) -> bool:
     """Whether the tree has a `train` level above its classes."""
     if source.is_dir():
         return (source / "train").is_dir()
-    return any(PurePosixPath(name).parts[-3:-2] == ("train",) for name, _ in _files(source, read=False))
+    return any(PurePosixPath(name).parts[-3:-2] == ("train",) for name, _ in files(source, is_image, read=False))
 
 
-def members(source: Path, split: str | None) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(name, class, image) for every image below `split` (None: any); raises DataError for the first broken one."""
-    for name, raw in _files(source):
+def members(source: Path, split: str | None, channels: int | None = None) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(name, class, image) for every image below `split` (None: any), of so many `channels` (None: its own).
+
+    Raises DataError for the first broken one.
+    """
+    for name, raw in files(source, is_image):
         parts = PurePosixPath(name).parts
         if len(parts) < 2 or (split is not None and parts[-3:-2] != (split,)):
             continue
-        yield name, parts[-2], read_image(io.BytesIO(raw), f"{source}: {name}")
+        yield name, parts[-2], read_image(io.BytesIO(raw), f"{source}: {name}", channels)
 
 
-def _files(source: Path, read: bool = True) -> Iterator[tuple[str, bytes]]:
-    """Name and content (empty with `read` off) of every image file in a folder, tar or zip."""
+def files(source: Path, wanted: Callable[[str], bool], read: bool = True) -> Iterator[tuple[str, bytes]]:
+    """Name and content (empty with `read` off) of every file in a folder, tar or zip whose name is `wanted`."""
     try:
         if source.is_dir():
             for path in sorted(source.rglob("*")):
-                if _is_image(path.name) and not path.is_dir():
-                    yield path.relative_to(source).as_posix(), path.read_bytes() if read else b""
+                name = path.relative_to(source).as_posix()
+                if wanted(name) and not path.is_dir():
+                    yield name, path.read_bytes() if read else b""
             return
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as zipped:
                 for name in zipped.namelist():
-                    if _is_image(name):
+                    if wanted(name):
                         yield name, zipped.read(name) if read else b""
             return
         with tarfile.open(source) as tarred:
             for member in tarred:
-                stream = tarred.extractfile(member) if member.isfile() and _is_image(member.name) else None
+                stream = tarred.extractfile(member) if member.isfile() and wanted(member.name) else None
                 if stream is not None:
                     yield member.name, stream.read() if read else b""
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"{source} is not a readable folder, tar or zip of images: {error}") from error
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file is an image, by its name."""
     base = PurePosixPath(name).name.lower()
     return base.endswith(SUFFIXES) and not base.startswith(".")

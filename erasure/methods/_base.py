@@ -60,6 +60,8 @@ LATENT: dict[str, Any] = {
     "checkpoint_every": 10,
     "saliency": {"guidance_scale": 8.5, "saliency_batch_size": 8},
 }
+# The same for FLUX, whose network is told a guidance scale and draws with this one.
+DISTILLED: dict[str, Any] = {**LATENT, "saliency": {"guidance_scale": 3.5, "saliency_batch_size": 8}}
 
 
 class Draws:
@@ -158,6 +160,11 @@ class GradientMethod(Method):
 
     def check_model(self, model: Model) -> None:
         """Its network has tensors that --weights names."""
+        if self.weights != "all" and model.joint_attention:
+            raise NotApplicableError(
+                f"--weights {self.weights}: image and text share every attention of a {model.family} network, none is "
+                "cross-attention: leave it out"
+            )
         if self.weights != "all" and not any(self.trains(name) for name, _ in model.network.named_parameters()):
             raise NotApplicableError(f"--weights {self.weights}: this network has no {KINDS[self.weights]}")
 
@@ -227,6 +234,7 @@ class GradientMethod(Method):
             optimizer=loop.optimizer,
             momentum=loop.momentum,
             lean=loop.lean_optimizer,
+            in_backward=loop.in_backward,
             dense_gradients=loop.clip_before_mask,
             teacher_bytes=teacher_bytes,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure.data import Batch
 from erasure.errors import OptionError
-from erasure.methods._base import LATENT, Draws, GradientMethod
+from erasure.methods._base import DISTILLED, LATENT, Draws, GradientMethod
 from erasure.models import Examples, Model
 from erasure.task import Task, class_index
 
@@ -34,13 +34,17 @@ class Relabelling(GradientMethod):
         },
         "stable_diffusion": CLASS_RECIPE,
         "sdxl": CLASS_RECIPE,
+        "sd3": CLASS_RECIPE,
+        "flux": {**CLASS_RECIPE, **DISTILLED},
     }
 
     alpha: Annotated[
         float, "weight of the retain loss; both are means, so the official 1e-3 on a sum is 3.07 at 32 x 32 x 3"
     ] = 1.0
     relabel: Annotated[
-        str, "the other label: random (a new retained class each time), next, anchor (of a prompt), or a class"
+        str,
+        "the other label: random (a new retained class each time), next, anchor (of a prompt), or a class; of single "
+        "samples, any class but their own",
     ] = "random"
     teacher: Annotated[Literal["original", "current"], "whose answer under the other label is the target"] = "original"
     retain_reduction: Annotated[Literal["mean", "sum"], "sum: the retain loss is summed over pixels (official)"] = (
@@ -66,7 +70,7 @@ class Relabelling(GradientMethod):
     def check(self, task: Task) -> None:
         """The other label is one that is kept."""
         super().check(task)
-        _other_labels(self.relabel, torch.tensor(task.forget), task, torch.Generator())
+        _other_labels(self.relabel, torch.tensor(task.forget, dtype=torch.int64), task, torch.Generator())
 
     def anchor(self, model: Model, task: Task, draws: Draws) -> Batch:
         """For each forget image, another label, and a retain image for networks that know no labels."""
@@ -79,6 +83,8 @@ class Relabelling(GradientMethod):
 
 
 def _other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
+    if task.samples:
+        return _other_than_own(rule, labels, task, generator)
     retain = torch.tensor(task.retain)
     if rule == "anchor":
         if not task.anchors:
@@ -96,3 +102,19 @@ def _other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Genera
     if chosen in task.forget:
         raise OptionError(f"--relabel {rule} is itself to be forgotten: give a class that is kept, random or next")
     return torch.full_like(labels, chosen)
+
+
+def _other_than_own(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
+    """For single samples: another label than each one's own, uniform over the classes that are kept, or the next."""
+    if rule not in ("random", "next"):
+        raise OptionError(f"--relabel {rule} is for whole classes: single samples are of many, so give random or next")
+    others = [[c for c in task.retain if c != own] for own in range(len(task.class_names))]
+    if not all(others):
+        raise OptionError("relabelling needs a second class that is kept, this data has one")
+    if rule == "next":
+        following = [next((c for c in group if c > own), group[0]) for own, group in enumerate(others)]
+        return torch.tensor(following)[labels]
+    sizes = torch.tensor([len(group) for group in others])[labels]
+    table = torch.tensor([group + group[:1] * (len(task.retain) - len(group)) for group in others])
+    place = (torch.rand(labels.shape, generator=generator, dtype=torch.float64) * sizes).long()
+    return table[labels, place]

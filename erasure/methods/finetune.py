@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from erasure.methods._base import LATENT, Draws, GradientMethod
+from erasure.methods._base import DISTILLED, LATENT, Draws, GradientMethod
 from erasure.models import Model
 from erasure.task import Task
 
@@ -22,6 +22,8 @@ class Finetune(GradientMethod):
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
         "stable_diffusion": LATENT,
         "sdxl": LATENT,
+        "sd3": LATENT,
+        "flux": DISTILLED,
         "classifier": {
             "optimizer": "sgd",
             "learning_rate": 0.01,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from erasure.methods._base import LATENT, Draws, GradientMethod
+from erasure.methods._base import DISTILLED, LATENT, Draws, GradientMethod
 from erasure.models import Examples, Model
 from erasure.task import Task
 
@@ -25,6 +25,8 @@ class GradientAscent(GradientMethod):
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
         "stable_diffusion": LATENT,
         "sdxl": LATENT,
+        "sd3": LATENT,
+        "flux": DISTILLED,
         "classifier": {
             "optimizer": "sgd",
             "learning_rate": 1e-4,

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from erasure.evidence import Evidence
-from erasure.statistics import wilson
+from erasure.distances import frechet_to
+from erasure.evidence import Evidence, Space
+from erasure.statistics import jackknife_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Metric(ABC):
     definition: ClassVar[str]
     higher_is_better: ClassVar[bool]
     unit: ClassVar[str] = ""
-    needs_inception: ClassVar[bool] = False
+    needs: ClassVar[Space | None] = None  # the network without which it cannot be measured
 
     @abstractmethod
     def measure(self, evidence: Evidence) -> Score:
@@ -51,3 +52,13 @@ class Metric(ABC):
         """The percentage of true values, with Wilson's interval."""
         low, high = wilson(int(hits.sum()), len(hits))
         return self.score(100.0 * float(hits.mean()), len(hits), (100.0 * low, 100.0 * high), **details)
+
+    def frechet(self, drawn: np.ndarray, reference: np.ndarray, groups: int, **details: Any) -> Score:
+        """Fréchet distance of features (n, d) to those of the reference (m, d), with a jackknife over the drawn ones.
+
+        Two images have a distance and no interval.
+        """
+        distance = frechet_to(reference)
+        value = distance(drawn)
+        interval = jackknife_interval(drawn, distance, groups) if len(drawn) > 2 else (-math.inf, math.inf)
+        return self.score(value, len(drawn), interval, **details)

@@ -15,6 +15,7 @@ class CLIPScore(Metric):
 
     definition = "clip_score/1"
     higher_is_better = True
+    needs = "clip"
 
     def measure(self, evidence: Evidence) -> Score:
         """Needs a CLIP model (`--clip`)."""

@@ -6,10 +6,8 @@ training images stand on the other side; the interval is a delete-a-group jackkn
 
 from __future__ import annotations
 
-from erasure.distances import frechet
 from erasure.evidence import Evidence
 from erasure.metrics._base import Metric, Score
-from erasure.statistics import jackknife_interval
 
 
 class FDClassifier(Metric):
@@ -20,6 +18,5 @@ class FDClassifier(Metric):
 
     def measure(self, evidence: Evidence) -> Score:
         """The distance over the retained classes; damage to what should be kept shows here first."""
-        drawn, real = evidence.features("retain"), evidence.reference_features("retain")
-        interval = jackknife_interval(drawn, lambda rows: frechet(rows, real))
-        return self.score(frechet(drawn, real), len(drawn), interval, n_real=len(real))
+        drawn, reference = evidence.features("retain"), evidence.reference_features("retain")
+        return self.frechet(drawn, reference, groups=20, **evidence.counted(reference))

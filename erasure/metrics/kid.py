@@ -15,10 +15,10 @@ class KID(Metric):
 
     definition = "kid/1"
     higher_is_better = False
-    needs_inception = True
+    needs = "inception"
 
     def measure(self, evidence: Evidence) -> Score:
         """Needs the Inception weights (`--inception`)."""
-        drawn, real = evidence.inception_pair
-        value, interval = kernel_distance(drawn, real)
-        return self.score(value, len(drawn), interval, n_real=len(real))
+        drawn, reference = evidence.inception_pair
+        value, interval = kernel_distance(drawn, reference)
+        return self.score(value, len(drawn), interval, **evidence.counted(reference))

@@ -1,14 +1,13 @@
 """paired_distance: how far kept images moved from the original's of the same seeds (after LPIPS, Zhang et al., 2018).
 
-The mean Euclidean distance of a held classifier's pooled features between two images that share seed and noise. There
-is no sampling noise between the two, so it sees small damage in few images.
+The mean Euclidean distance of features between two images that share seed and noise: a held classifier's pooled
+features, or those named in `space`. There is no sampling noise between the two, so it sees small damage in few images.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from erasure.errors import NotApplicableError
 from erasure.evidence import Evidence
 from erasure.metrics._base import Metric, Score
 from erasure.statistics import mean_interval
@@ -22,7 +21,6 @@ class PairedDistance(Metric):
 
     def measure(self, evidence: Evidence) -> Score:
         """The mean over the retained classes (all samples of an unconditional model)."""
-        if evidence.original is None:
-            raise NotApplicableError("paired_distance compares a cleaned model with its original: there is none here")
-        moved = np.linalg.norm(evidence.features("retain") - evidence.original.features("retain"), axis=1)
-        return self.score(float(moved.mean()), len(moved), mean_interval(moved))
+        first, second, space = evidence.paired_features
+        moved = np.linalg.norm(first - second, axis=1)
+        return self.score(float(moved.mean()), len(moved), mean_interval(moved), space=space)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 from erasure import registry
-from erasure.errors import ModelError, suggestion
+from erasure.errors import ModelError, RunError, suggestion
 from erasure.models._base import Examples, Model
 from erasure.models._diffusion import DiffusionModel
+from erasure.notes import tell
+from erasure.run import read_record
 
 __all__ = [
     "DiffusionModel",
@@ -24,7 +27,7 @@ __all__ = [
 
 SUFFIXES = (".safetensors", ".ckpt")  # of single files
 M = TypeVar("M", bound=Model)
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 # Of a hub repository: configurations, vocabularies, the weights of each part, but no copy in one file or other format.
 HUB_FILES = ("*.json", "*.txt", "model*.safetensors", "diffusion_*.safetensors", *(f"{p}/*.safetensors" for p in PARTS))
 HUB_COPIES = ("*non_ema*", "*.fp16.*", "*.fp16-*", "*.bf16.*")
@@ -77,6 +80,7 @@ def located(given: str | Path) -> str:
 def load_model(given: str | Path) -> Model:
     """Load whatever `given` means; raises ModelError when it is missing, damaged, or of no known family."""
     source = resolve(given)
+    _warn_unfinished(Path(source))
     if Path(source).is_file():
         from erasure.models._single import load_single
 
@@ -91,8 +95,34 @@ def load_model(given: str | Path) -> Model:
             return family.load(source)
     raise ModelError(
         f"{source} is not a model of a known family ({', '.join(registry.names('models'))}): "
-        "expected model_index.json or config.json of an unconditional or class-conditional UNet2DModel, or of a ResNet"
+        "expected model_index.json or config.json of an unconditional or class-conditional UNet2DModel, or of a "
+        "classifier (ResNet, Swin, VGG)"
     )
+
+
+def _warn_unfinished(folder: Path) -> None:
+    """Say which weights these are when `folder` is the model of a run that is not done: they are no result."""
+    if folder.name != "model" or not (folder.parent / "run.json").is_file():
+        return
+    try:
+        document = read_record(folder.parent / "run.json")
+    except RunError:  # of another program
+        return
+    if document["status"] == "diverged":
+        found = document.get("diverged", {})
+        what = f"the weights of step {found.get('step', '?')}, because {found.get('reason', 'training diverged')}"
+    elif document["status"] != "done":
+        steps = document.get("trained", {}).get("steps")
+        what = f"the weights {f'after {steps} steps' if steps else 'so far'}, because its command was never finished"
+    else:
+        return
+    _tell_once(f"warning: {folder.parent} is no finished run: it holds {what}")
+
+
+@cache
+def _tell_once(line: str) -> None:
+    """A command may load its model several times."""
+    tell(line)
 
 
 def load_family(given: str | Path, family: type[M]) -> M:

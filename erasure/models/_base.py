@@ -50,6 +50,7 @@ class Model(ABC):
     """
 
     family: ClassVar[str]
+    joint_attention: ClassVar[bool] = False  # text and image attend to each other in one, not by a cross-attention
 
     def __init__(self, network: nn.Module, info: dict[str, Any], source: str = "") -> None:
         self.network, self.info, self.source = network, info, source

@@ -26,7 +26,7 @@ def read_component(root: Path, name: str) -> tuple[Any, torch.dtype]:
     """
     folder = root / name
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{root} has no {name}/config.json: expected a whole Stable Diffusion pipeline folder")
+        raise ModelError(f"{root} has no {name}/config.json: expected a whole pipeline folder")
     path, variant = _weights(folder)
     kind = _class_of(read_object(root / "model_index.json"), name)
     with _quiet():
@@ -47,17 +47,18 @@ def read_component(root: Path, name: str) -> tuple[Any, torch.dtype]:
     return module, dtype_of(path)
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The CLIPTokenizer in `folder`; raises ModelError when it is incomplete."""
-    from transformers import CLIPTokenizer
+def read_tokenizer(folder: Path, kind: str = "CLIPTokenizer") -> Any:
+    """The tokenizer in `folder`, a CLIPTokenizer or a T5TokenizerFast; raises ModelError when it is incomplete."""
+    import transformers
 
-    if not (folder / "tokenizer.json").is_file() and not (folder / "merges.txt").is_file():
-        raise ModelError(f"{folder} has neither tokenizer.json nor merges.txt: words would fall into letters")
+    other = {"CLIPTokenizer": "merges.txt", "T5TokenizerFast": "spiece.model"}[kind]
+    if not (folder / "tokenizer.json").is_file() and not (folder / other).is_file():
+        raise ModelError(f"{folder} has neither tokenizer.json nor {other}: words would fall into letters")
     try:
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the library raises a dozen kinds for one meaning
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{folder} cannot be loaded as a CLIPTokenizer: {first}") from error
+        raise ModelError(f"{folder} cannot be loaded as a {kind}: {first}") from error
 
 
 def _weights(folder: Path) -> tuple[Path, str | None]:

@@ -5,6 +5,7 @@ A label says what is asked for: a class of a class-conditional network, a prompt
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -12,14 +13,28 @@ import torch
 from torch import Tensor
 
 from erasure.data import Batch
-from erasure.errors import ModelError, NotApplicableError, OptionError
+from erasure.errors import ModelError, NotApplicableError, OptionError, suggestion
 from erasure.models._base import Examples, Model
+
+SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpmsolver": "DPMSolverMultistepScheduler",
+}
+# What belongs to the model; the rest of a scheduler's configuration belongs to the sampler.
+_SCHEDULE = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
+    *("rescale_betas_zero_snr", "set_alpha_to_one", "steps_offset", "skip_prk_steps"),
+)
 
 
 class DiffusionModel(Model):
     """A Model that predicts the noise (or velocity) in a noised sample."""
 
     network: Any
+    network_part: ClassVar[str] = "unet"  # the folder of a pipeline that holds the network
     sampling: ClassVar[dict[str, Any]]
 
     def __init__(self, network: Any, noise_scheduler: Any, info: dict[str, Any], source: str = "") -> None:
@@ -67,6 +82,10 @@ class DiffusionModel(Model):
         """T, the number of noise levels."""
         return int(self.noise_scheduler.config.num_train_timesteps)
 
+    def training_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` timesteps that it is trained at, evenly spread."""
+        return drawn_timesteps(count, self.num_train_timesteps, generator)
+
     def add_noise(self, samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t of `samples` (b, c, h, w) at integer `timesteps` (b,) in [0, T); DDPM eq. 4 (Ho et al., 2020)."""
         return self.noise_scheduler.add_noise(samples, noise, timesteps)
@@ -85,7 +104,7 @@ class DiffusionModel(Model):
         count = len(batch.images)
         samples = self.encoded(batch.images, generator)
         noise = torch.randn(samples.shape, generator=generator)
-        timesteps = drawn_timesteps(count, self.num_train_timesteps, generator)
+        timesteps = self.training_timesteps(count, generator)
         labels = self.with_dropped_condition(batch.labels, generator) if condition_drop else batch.labels
         noisy = self.add_noise(samples, noise, timesteps)
         target = self.target(samples, noise, timesteps)
@@ -128,36 +147,45 @@ class DiffusionModel(Model):
             target = teacher.answer((noisy, timesteps, anchor.labels.to(noisy.device)))
         return examples._replace(target=target.float())
 
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """(channels, height, width) of what is denoised for images of `size` (height, width); None: the model's own."""
+        if size is not None and size != self.image_shape[1:]:
+            raise NotApplicableError(f"{self.source or 'this model'} draws one size, {self.image_shape[1:]}")
+        return self.sample_shape
+
     @torch.no_grad()
     def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
-        """DDIM sampling (Song et al., 2021) in evaluation mode, images (b, c, h, w) in [-1, 1].
+        """Images (b, c, h, w) in [-1, 1], drawn in evaluation mode by DDIM (Song et al., 2021) or another sampler.
 
-        `num_inference_steps`, `eta` (0 deterministic, 1 ancestral) and `guidance_scale` default to the model's own.
-        Each image draws from its own CPU generator, so it does not depend on the batch it is made in.
+        `sampler`, `num_inference_steps`, `eta` (0 deterministic, 1 ancestral; DDIM's alone) and `guidance_scale`
+        default to the model's own, `size` (height, width) too. Each image draws from its own CPU generator, so it does
+        not depend on the batch it is made in.
         """
-        from diffusers import DDIMScheduler
-
-        chosen = {**self.sampling, **self.info.get("sampling", {}), **settings}
-        scheduler = DDIMScheduler.from_config(self.noise_scheduler.config)
+        chosen = {"sampler": "ddim", "size": None, **self.sampling, **self.info.get("sampling", {}), **settings}
         if not 1 <= chosen["num_inference_steps"] <= self.num_train_timesteps:
             raise OptionError(
                 f"--num-inference-steps {chosen['num_inference_steps']} is outside 1 to {self.num_train_timesteps}"
             )
+        scheduler = sampler(chosen["sampler"], self.noise_scheduler)
         scheduler.set_timesteps(chosen["num_inference_steps"])
+        shape = self.shape_of(chosen["size"])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def drawn() -> Tensor:
-            return torch.stack([torch.randn(self.sample_shape, generator=g) for g in generators]).to(self.device)
+            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
         was_training = self.network.training
         self.network.eval()
-        sample = drawn()
+        sample = drawn() * scheduler.init_noise_sigma
         on_device = labels.to(self.device)
         for timestep in scheduler.timesteps:
-            inputs = (sample, timestep.expand(len(sample)).to(self.device), on_device)
+            scaled = scheduler.scale_model_input(sample, timestep)
+            inputs = (scaled, timestep.expand(len(sample)).to(self.device), on_device)
             prediction = self.answer(inputs if self.conditional else inputs[:2], chosen["guidance_scale"])
-            noise = drawn() if chosen["eta"] > 0 else None
-            sample = scheduler.step(prediction, timestep, sample, eta=chosen["eta"], variance_noise=noise).prev_sample
+            own: dict[str, Any] = {}
+            if chosen["sampler"] == "ddim":
+                own = {"eta": chosen["eta"], "variance_noise": drawn() if chosen["eta"] > 0 else None}
+            sample = scheduler.step(prediction, timestep, sample, **own).prev_sample
         self.network.train(was_training)
         return self.decode(sample).clamp(-1, 1).cpu()
 
@@ -166,3 +194,20 @@ def drawn_timesteps(count: int, num_train_timesteps: int, generator: torch.Gener
     """`count` timesteps in antithetic pairs t, T-1-t, so that every batch covers early and late noise alike."""
     half = torch.randint(0, num_train_timesteps, (count // 2 + 1,), generator=generator)
     return torch.cat([half, num_train_timesteps - 1 - half])[:count]
+
+
+def sampler(name: str, noise_scheduler: Any) -> Any:
+    """The sampler `name` of SAMPLERS for a model that was trained with `noise_scheduler`.
+
+    DDIM follows the model's whole configuration; the others its noise schedule, with their own defaults beside.
+    """
+    import diffusers
+
+    if name not in SAMPLERS:
+        raise OptionError(f"unknown --sampler {name!r}{suggestion(name, SAMPLERS)}")
+    kind: Any = getattr(diffusers, SAMPLERS[name])
+    if name == "ddim":
+        return kind.from_config(noise_scheduler.config)
+    known = inspect.signature(kind.__init__).parameters
+    config = {key: noise_scheduler.config[key] for key in _SCHEDULE if key in known and key in noise_scheduler.config}
+    return kind(**{"skip_prk_steps": True, **config} if name == "pndm" else config)

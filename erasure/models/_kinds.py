@@ -25,16 +25,26 @@ TEXT = {
 WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 TITLES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "SDXL"}
 FULL = "give a full checkpoint of Stable Diffusion 1, 2 or XL"
+FOLDER = "give its pipeline folder"
+MERGE = "merge it into its model first"
 
+LORA = (
+    *("lora_up", "lora_down", "lora_A", "lora_B", "lora_unet_", "lora_te"),
+    *("_lora.up.", "_lora.down.", ".lora.up.", ".lora.down.", "lora_linear_layer"),  # diffusers, before PEFT
+)
 # Pieces of names that only one sort of file has, what that file is, and what to do; the first that fits is told.
 FOREIGN = (
-    (("lora_up", "lora_down", "lora_A", "lora_B", "lora_unet_", "lora_te"), "a LoRA", "merge it into its model first"),
-    (("hada_w1", "lokr_w1", "oft_diag"), "a LyCORIS adapter", "merge it into its model first"),
+    (("hada_w1",), "a LoHa (a LyCORIS adapter)", MERGE),  # before LoRA, whose names for layers they share
+    (("lokr_w1",), "a LoKr (a LyCORIS adapter)", MERGE),
+    (("oft_diag", "oft_blocks"), "an OFT (a LyCORIS adapter)", MERGE),
+    (LORA, "a LoRA", MERGE),
     (("control_model.", "controlnet_cond_embedding", "input_hint_block"), "a ControlNet", FULL),
-    (("joint_blocks.",), "Stable Diffusion 3", FULL),
-    (("double_blocks.",), "FLUX", FULL),
+    (("joint_blocks.",), "Stable Diffusion 3 in one file", FOLDER),
+    (("double_blocks.",), "FLUX in one file", FOLDER),
     (("conditioner.embedders.0.model.",), "an SDXL refiner", "give the base model"),
     (("motion_modules.",), "a motion module", FULL),
+    (("adapter.body.", "body.0.block1.", "body.0.in_conv."), "a T2I-Adapter", FULL),
+    ((".rdb1.", ".RDB1."), "an upscaler of images", FULL),
     (("edm_mean", "edm_vpred"), "an SDXL variant with EDM noise levels", FULL),
 )
 # How all names of a part alone begin, and which part it is.
@@ -50,7 +60,8 @@ PARTS = (
     (("input_blocks.", "middle_block.", "output_blocks."), "a bare UNet (missing text encoder and VAE)", FULL),
     (("model_ema.",), "the averaged copy of a UNet alone", FULL),
 )
-EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "string_to_param", "string_to_token", "*"}
+EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "t5xxl", "string_to_param", "string_to_token", "*"}
+WORD_WIDTHS = (768, 1024, 1280)  # of the text encoders' vocabularies, in one of which a new word is an embedding
 CHANNELS = {9: "an inpainting model", 8: "an instruct-pix2pix model", 5: "a depth model", 7: "an upscaler"}
 
 
@@ -80,8 +91,13 @@ def _refuse_foreign(shapes: Shapes, source: str) -> None:
     for pieces, what, advice in FOREIGN:
         if any(piece in name for name in shapes for piece in pieces):
             raise ModelError(f"{source} is {what}, not a model that can be erased from: {advice}")
-    if shapes and all(name in EMBEDDINGS or name.startswith("<") for name in shapes):
+    if shapes and all(name in EMBEDDINGS or _is_word(name, shape) for name, shape in shapes.items()):
         raise ModelError(f"{source} is a textual-inversion embedding, not a model: {FULL}")
+
+
+def _is_word(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a new word of a text encoder, under the word itself."""
+    return name.startswith("<") or ("." not in name and len(shape) in (1, 2) and shape[-1] in WORD_WIDTHS)
 
 
 def _refuse_part(shapes: Shapes, source: str) -> None:

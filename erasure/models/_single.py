@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from erasure.weights import check_finite
 
 INFO = "erasure.info"  # metadata: what the erasure.json of a folder says
 # Facts about one copy on disk, or advice for the model before an erasure: not true of the next copy.
-OWN = ("dtypes", "base_dtype", "weights_dtype", "erase", "max_shard_size", "family")
+OWN = ("dtypes", "weights_dtype", "erase", "max_shard_size", "family")
 # What our other files are, by their `format`, and what to do with them.
 OURS = {
     "erasure-delta": ("a delta", "apply it with `erasure export --apply`"),
@@ -53,7 +52,7 @@ def load_single(path: Path) -> StableDiffusion:
     info = {
         "pipeline": {key: value for key, value in index.items() if isinstance(value, bool)},
         **_info(file),
-        "dtypes": {name: _format_of(file.components[name]) for name in names},
+        "dtypes": file.dtypes,
     }
     predicts = "velocity" if file.velocity else "epsilon"
     title = TITLES[file.kind] + ("" if file.kind == "sdxl" else ".x")
@@ -106,14 +105,6 @@ def _info(file: single_file.SingleFile) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"{file.path}: its metadata {INFO!r} is no JSON object")
     return {key: value for key, value in found.items() if key not in OWN}
-
-
-def _format_of(state: Mapping[str, Tensor]) -> str:
-    counts: Counter[torch.dtype] = Counter()
-    for tensor in state.values():
-        if tensor.is_floating_point():
-            counts[tensor.dtype] += tensor.numel()
-    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
 
 
 @functools.cache

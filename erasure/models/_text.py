@@ -36,9 +36,17 @@ class Conditions:
 _told: set[str] = set()  # prompts whose cut was said; two encoders and two models bind the same ones
 
 
-def token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
-    """Token ids (n, window), padded; a prompt that is too long is cut, and the cut is told."""
-    window = min(tokenizer.model_max_length, WINDOW)
+def never_told(prompts: Sequence[str]) -> None:
+    """Cut these prompts without a word of warning, where they are to stand in no log."""
+    _told.update(prompts)
+
+
+def token_ids(tokenizer: Any, prompts: Sequence[str], window: int | None = None) -> Tensor:
+    """Token ids (n, window), padded; a prompt that is too long is cut, and the cut is told.
+
+    The window is the tokenizer's own, CLIP's at most, unless another is given.
+    """
+    window = window or min(tokenizer.model_max_length, WINDOW)
     for prompt in prompts:
         whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(whole) > window and prompt not in _told:

@@ -1,7 +1,7 @@
-"""classifier: an image classifier (He et al., 2016) on transformers' ResNetForImageClassification.
+"""classifier: an image classifier on transformers' ResNet or Swin, a VGG, or softmax regression (He et al., 2016).
 
-Networks for small images have a 3 x 3 stem that keeps the resolution, as ResNets for CIFAR do; `config.json` says so
-in `stem`, and a folder without it loads as the stock class. Where the data names several aspects of an image (digit,
+Networks for small images keep their resolution in the first layer; `config.json` says so, and a folder of transformers
+loads as its own class (see `erasure.models._networks`). Where the data names several aspects of an image (digit,
 style), the logits are one block for each, and one more input channel says how far right a pixel is, because pooled
 features could not tell left from right.
 """
@@ -16,17 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from erasure.data import Aspect, Batch
-from erasure.errors import ModelError, NotApplicableError, suggestion
-from erasure.models._base import Examples, Model, fill, read_object
+from erasure.errors import ModelError, NotApplicableError
+from erasure.models._base import Examples, Model, read_object
+from erasure.models._networks import (
+    KINDS,
+    build,
+    config_of,
+    labels_of,
+    last_layer,
+    load_network,
+    pooled,
+    save_network,
+    settings_of,
+)
 from erasure.run import atomic_folder, write_json
-from erasure.weights import write_tensors
-
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "resnet-digits": {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]},
-    "resnet-small": {"embedding_size": 24, "hidden_sizes": [24, 48, 96, 96], "depths": [1, 1, 1, 1]},
-    "resnet18": {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
-    "resnet34": {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [3, 4, 6, 3]},
-}
 
 
 class Classifier(Model):
@@ -37,60 +40,51 @@ class Classifier(Model):
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
-        """A transformers folder whose architecture is ResNetForImageClassification."""
+        """A folder whose config.json names a ResNet, a Swin or a network of ours."""
         path = folder / "config.json"
-        return path.is_file() and read_object(path).get("model_type") == "resnet"
+        return path.is_file() and read_object(path).get("model_type") in KINDS
 
     @classmethod
     def load(cls, folder: str) -> Self:
-        """Load from a transformers folder; weights must be safetensors, complete and finite."""
-        from transformers import ResNetConfig
-
+        """Load from a folder; weights must be safetensors, complete, finite, and know the classes of erasure.json."""
         root = Path(folder)
-        config = ResNetConfig(**read_object(root / "config.json"))
-        network = _build(config)
-        fill(network, root / "model.safetensors")
-        info = cls.info_of(root) or _stock_info(root, config)
-        return cls(network.eval(), info, folder)
+        network = load_network(root)
+        info = cls.info_of(root) or _stock_info(root, network)
+        model = cls(network, info, folder)
+        if model.head.out_features != model.num_logits:
+            raise ModelError(
+                f"{root / 'erasure.json'} names {model.num_logits} classes, the network knows {model.head.out_features}"
+            )
+        return model
 
     @classmethod
     def new(cls, arch: str, info: dict[str, Any], seed: int) -> Self:
         """A network of a named architecture with random weights; `info` gives channels, image_size and class_names."""
-        from transformers import ResNetConfig
-
-        if arch not in ARCHITECTURES:
-            raise ModelError(f"unknown --arch {arch!r}{suggestion(arch, ARCHITECTURES)}")
         names = info["class_names"]
         if "aspects" in info:
             names = [f"{aspect}: {name}" for aspect, told in info["aspects"].items() for name in told["names"]]
-        described: Any = ResNetConfig  # it keeps keywords of its own, such as our `stem`
-        config = described(
-            num_channels=info["channels"] + ("aspects" in info),
-            layer_type="basic",
-            downsample_in_first_stage=False,
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
-            stem="3x3",
-            **ARCHITECTURES[arch],
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cls(_build(config).eval(), {**info, "arch": arch})
+        config = config_of(arch, info["channels"] + ("aspects" in info), info.get("image_size", 0), names)
+        return cls(build(config, seed), {**info, "arch": arch})
 
     def fresh(self, seed: int) -> Self:
         """The same architecture with new random weights."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return type(self)(_build(self.network.config).eval(), dict(self.info))
+        return type(self)(build(settings_of(self.network), seed), dict(self.info))
 
     def save(self, folder: Path) -> None:
-        """Write a transformers folder with our erasure.json beside it, atomically."""
+        """Write a folder, that of transformers where it has the network, with our erasure.json, atomically."""
         with atomic_folder(folder) as temporary:
-            config = self.network.config
-            config.architectures = ["ResNetForImageClassification"]
-            config.save_pretrained(temporary)
-            write_tensors(temporary / "model.safetensors", self.network_on_disk().state_dict(), {"format": "pt"})
+            save_network(self.network, temporary, self.network_on_disk())
             write_json(temporary / "erasure.json", {**self.info, "family": self.family})
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer, from pooled features (b, d) to logits."""
+        return last_layer(self.network)
+
+    @property
+    def num_logits(self) -> int:
+        """How many answers it chooses among, over all aspects."""
+        return sum(len(aspect.names) for aspect in self.aspects.values()) or len(self.class_names)
 
     def examples(self, batch: Batch, generator: torch.Generator, *, condition_drop: bool = False) -> Examples:
         """The images, prepared, with their labels as target; nothing here is left to chance."""
@@ -163,34 +157,21 @@ class Classifier(Model):
         self.network.eval()
         logits, features = [], []
         for part in images.split(batch_size):
-            pooled = self.network.resnet(self.prepared(part.to(self.device))).pooler_output.flatten(1)
-            features.append(pooled.cpu())
-            logits.append(self.network.classifier(pooled[..., None, None]).cpu())
+            found = pooled(self.network, self.prepared(part.to(self.device)))
+            features.append(found.cpu())
+            logits.append(self.head(found).cpu())
         self.network.train(was_training)
         return torch.cat(logits), torch.cat(features)
 
 
-def _build(config: Any) -> Any:
-    from transformers import ResNetForImageClassification
-
-    network: Any = ResNetForImageClassification(config)
-    if getattr(config, "stem", None) == "3x3":
-        embedder = network.resnet.embedder
-        convolution = nn.Conv2d(config.num_channels, config.embedding_size, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        embedder.embedder.convolution = convolution
-        embedder.pooler = nn.Identity()
-    return network
-
-
-def _stock_info(root: Path, config: Any) -> dict[str, Any]:
+def _stock_info(root: Path, network: Any) -> dict[str, Any]:
     """What a stock checkpoint says of itself in config.json and preprocessor_config.json."""
     path = root / "preprocessor_config.json"
     prepared = read_object(path) if path.is_file() else {}
     size = prepared.get("crop_size") or prepared.get("size") or 224
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or 224
-    names = [config.id2label[i] for i in range(len(config.id2label))]
-    info = {"channels": config.num_channels, "image_size": size, "class_names": names}
+    config = settings_of(network)
+    info = {"channels": config["num_channels"], "image_size": size, "class_names": labels_of(config)}
     normalisation: dict[str, Any] = {key: prepared[key] for key in ("image_mean", "image_std") if key in prepared}
     return {**info, **normalisation}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erasure import guard
-from erasure.errors import ModelError, NotApplicableError
+from erasure.errors import ModelError, NotApplicableError, OptionError
 from erasure.models._base import read_object
 from erasure.models._components import in_dtype, read_component, read_tokenizer
 from erasure.models._diffusion import DiffusionModel
@@ -31,8 +31,9 @@ class StableDiffusion(DiffusionModel):
     family = "stable_diffusion"
     sampling: ClassVar[dict[str, Any]] = {"num_inference_steps": 50, "eta": 0.0, "guidance_scale": 7.5}
     pipeline: ClassVar[str] = "StableDiffusionPipeline"
-    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    one_file: ClassVar[bool] = True  # whether its layout in one file is read and written
+    encoders: tuple[str, ...] = ("text_encoder",)
+    tokenizers: tuple[str, ...] = ("tokenizer",)
 
     def __init__(
         self, network: Any, noise_scheduler: Any, parts: dict[str, Any], info: dict[str, Any], source: str = ""
@@ -42,7 +43,7 @@ class StableDiffusion(DiffusionModel):
         self.conditions: Conditions | None = None
         self.vae_scale = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
         info.setdefault("channels", 3)
-        info.setdefault("image_size", network.config.sample_size * self.vae_scale)
+        info.setdefault("image_size", self._latent_side * self.vae_scale)
 
     @classmethod
     def recognises(cls, folder: Path) -> bool:
@@ -54,8 +55,9 @@ class StableDiffusion(DiffusionModel):
     def load(cls, folder: str) -> Self:
         """Load from a pipeline folder; weights must be safetensors, complete and finite."""
         root = Path(folder)
-        names = ("unet", "vae", *cls.encoders)
-        missing = [name for name in (*names, *cls.tokenizers, "scheduler") if not (root / name).is_dir()]
+        encoders, tokenizers = cls._texts(root)
+        names = (cls.network_part, "vae", *encoders)
+        missing = [name for name in (*names, *tokenizers, "scheduler") if not (root / name).is_dir()]
         if missing:
             raise ModelError(f"{folder} lacks {missing[0]}/: expected a whole {cls.pipeline} folder")
         modules: dict[str, Any] = {}
@@ -63,17 +65,30 @@ class StableDiffusion(DiffusionModel):
         for name in names:
             modules[name], dtype = read_component(root, name)
             dtypes[name] = str(dtype).removeprefix("torch.")
-        network = modules.pop("unet").requires_grad_(True)
+        network = modules.pop(cls.network_part).requires_grad_(True)
         _check_inputs(network, folder)
         cls._check_widths(network, modules, folder)
-        for name in cls.tokenizers:
-            modules[name] = read_tokenizer(root / name)
+        for name in tokenizers:
+            modules[name] = read_tokenizer(root / name, cls._tokenizer_kind(name))
         modules["scheduler_config"] = read_object(root / "scheduler" / "scheduler_config.json")
         info = cls.info_of(root)
         info.setdefault("dtypes", dtypes)
         index = read_object(root / "model_index.json")
         info.setdefault("pipeline", {k: v for k, v in index.items() if isinstance(v, bool)})
-        return cls(network, noise_scheduler(modules["scheduler_config"]), modules, info, folder)
+        return cls(network, cls._noise_scheduler(modules["scheduler_config"], folder), modules, info, folder)
+
+    @classmethod
+    def _texts(cls, root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The text encoders of the folder, and their tokenizers."""
+        return cls.encoders, cls.tokenizers
+
+    @classmethod
+    def _tokenizer_kind(cls, name: str) -> str:
+        return "CLIPTokenizer"
+
+    @classmethod
+    def _noise_scheduler(cls, config: Mapping[str, Any], folder: str) -> Any:
+        return noise_scheduler(config)
 
     @classmethod
     def _check_widths(cls, network: Any, modules: Mapping[str, Any], folder: str) -> None:
@@ -91,10 +106,10 @@ class StableDiffusion(DiffusionModel):
 
         dtypes = self.info.get("dtypes", {})
         with atomic_folder(folder) as temporary:
-            modules = {"unet": self.network, **self.parts}
+            modules = {self.network_part: self.network, **self.parts}
             config = modules.pop("scheduler_config", None) or dict(self.noise_scheduler.config)
             scheduler = getattr(diffusers, config.get("_class_name", "DDIMScheduler")).from_config(config)
-            for name in ("unet", "vae", *self.encoders):
+            for name in (self.network_part, "vae", *self.encoders):
                 modules[name] = in_dtype(modules[name], getattr(torch, dtypes.get(name, "float32")))
             kind: Any = getattr(diffusers, self.pipeline)
             stock = kind(**modules, scheduler=scheduler, **self._pipeline_options())
@@ -170,10 +185,23 @@ class StableDiffusion(DiffusionModel):
         return self.bound.null
 
     @property
+    def _latent_side(self) -> int:
+        """Height and width of the latents that the network was made for."""
+        return self.network.config.sample_size
+
+    @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the latents at the model's image size."""
         size = self.info["image_size"] // self.vae_scale
         return self.network.config.in_channels, size, size
+
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of images of `size` (height, width); None: the model's own."""
+        if size is None:
+            return self.sample_shape
+        if min(size) < 1 or any(side % self.vae_scale for side in size):
+            raise OptionError(f"images of {size[1]} x {size[0]}: sides must be multiples of {self.vae_scale}")
+        return self.network.config.in_channels, size[0] // self.vae_scale, size[1] // self.vae_scale
 
     @property
     def parts_hash(self) -> str:
@@ -224,8 +252,9 @@ def noise_scheduler(config: Mapping[str, Any]) -> Any:
 
 
 def _check_inputs(network: Any, folder: str) -> None:
-    if network.config.in_channels != network.config.out_channels:
+    channels = network.config.in_channels
+    if channels != (network.config.out_channels or channels):  # FLUX leaves out what is the same
         raise ModelError(
-            f"{folder} is an inpainting or editing model (its UNet reads {network.config.in_channels} channels): "
+            f"{folder} is an inpainting or editing model (its network reads {channels} channels): "
             "expected a text-to-image model"
         )

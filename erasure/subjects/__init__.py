@@ -1,6 +1,6 @@
-"""Subject: what an erasure is about, made from what was asked. Classes of a data set, or a concept in words.
+"""Subject: what an erasure is about, made from what was asked. Classes or samples of a data set, or a concept in words.
 
-Both give a task, the samples a method trains on, evidence for the metrics, and the plain settings that make them again.
+Each gives a task, the samples a method trains on, evidence for the metrics, and the settings that make them again.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from typing import Any
 
 from erasure import guard
 from erasure.concepts import Concept, from_words, load_concept
-from erasure.errors import OptionError
+from erasure.errors import NotApplicableError, OptionError
+from erasure.forget_sets import by_sample
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.notes import tell
 from erasure.subjects._base import Subject, Wanted
 from erasure.subjects.classes import Classes
+from erasure.subjects.samples import Samples
 from erasure.subjects.words import Words
+from erasure.task import CLASS
 
 __all__ = ["Subject", "Wanted", "recorded", "subject_of"]
 
@@ -24,7 +27,11 @@ __all__ = ["Subject", "Wanted", "recorded", "subject_of"]
 def subject_of(model: Model, wanted: Wanted, seed: int = 0) -> Subject:
     """The subject that was asked for, as the model's family understands it."""
     if not isinstance(model, StableDiffusion):
-        return Classes(model, wanted)
+        return _of_data(model, wanted, seed)
+    if by_sample(wanted.forget):
+        raise NotApplicableError(
+            f"--forget {wanted.forget} names single samples, as only a classifier can be asked to forget: give words"
+        )
     if bool(wanted.concept) == bool(wanted.forget):
         raise OptionError("give --forget WORDS or --concept NAME (one of them): what the model is to forget")
     if wanted.concept and (wanted.anchor or wanted.retain):
@@ -33,7 +40,7 @@ def subject_of(model: Model, wanted: Wanted, seed: int = 0) -> Subject:
         concept = load_concept(wanted.concept)
     else:
         assert wanted.forget is not None
-        concept = from_words(wanted.forget, wanted.anchor, wanted.retain)
+        concept = from_words(wanted.forget.removeprefix(CLASS), wanted.anchor, wanted.retain)
     guard.check(concept.table())
     for line in concept.described():
         tell(line)
@@ -44,8 +51,18 @@ def recorded(model: Model, settings: Mapping[str, Any]) -> Subject:
     """The subject of a run.json."""
     where = {key: settings[key] for key in ("data", "data_dir", "image_size")}
     if "concept" not in settings:
-        return Classes(model, Wanted(forget=settings["forget"], **where))
+        subject = _of_data(model, Wanted(forget=settings["forget"], **where), settings.get("seed", 0))
+        if subject.settings.get("forget_ids") != settings.get("forget_ids"):
+            raise OptionError(
+                f"--forget {settings['forget']} no longer names the samples of the run: they have changed"
+            )
+        return subject
     if not isinstance(model, StableDiffusion):
         raise OptionError(f"the run erases a concept in words, {model.source} is a {model.family} model")
     wanted = Wanted(material=settings["material"], **where)
     return Words(model, Concept.from_json(settings["concept"]), wanted, settings["material_seed"])
+
+
+def _of_data(model: Model, wanted: Wanted, seed: int) -> Subject:
+    """Single samples, or classes."""
+    return Samples(model, wanted, seed) if by_sample(wanted.forget) else Classes(model, wanted)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.data import Dataset
+from erasure.errors import OptionError
 from erasure.evidence import Evidence
 from erasure.judging import Judging
 from erasure.models import Model, shipped_folder, shipped_names
@@ -21,7 +22,7 @@ PROBED = 32  # forget images of a look during training, and as many retain image
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked to be forgotten: classes for models that know classes, words or a concept for the others.
+    """What was asked to be forgotten: classes or samples of the data, or, for text-to-image models, words or a concept.
 
     `material` are those fields of MaterialSettings that were asked for; the rest follow the model's card.
     """
@@ -50,6 +51,21 @@ class Subject(ABC):
     @abstractmethod
     def dataset(self) -> Dataset:
         """The samples that a method trains on."""
+
+    @property
+    def forget_data(self) -> Dataset:
+        """The samples to be forgotten."""
+        return self.dataset.of_classes(self.task.forget)
+
+    @property
+    def retain_data(self) -> Dataset:
+        """The samples to be kept."""
+        return self.dataset.of_classes(self.task.retain)
+
+    def need_forget(self) -> None:
+        """Raise OptionError when nothing is named that is to be forgotten."""
+        if not self.task.forget and not self.task.samples:
+            raise OptionError("--forget names no class: say what to forget, such as --forget 3")
 
     @abstractmethod
     def prepare(self, model: Model) -> None:

@@ -111,6 +111,7 @@ class Words(Subject):
             seed=judging.sample_seed,
             inception=judging.inception,
             clip=judging.clip,
+            dinov2=judging.dinov2,
         )
 
     def judge(self, judging: Judging) -> Judge | None:

@@ -1,0 +1,160 @@
+"""Cells of a benchmark: one row of one scenario under one seed, each a run folder that is named after its settings.
+
+So a killed benchmark goes on where it stopped, and one with other options reuses every cell that has not changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from erasure import options
+from erasure.benchmark_plan import AGAIN, ORIGINAL, RETRAIN, Plan, Row, Scenario
+from erasure.data import placed
+from erasure.erase import Request, erase
+from erasure.errors import DivergedError, NotApplicableError
+from erasure.evaluate import measured
+from erasure.evidence import OF_CLASSIFIERS, Evidence, Split
+from erasure.judging import Judging
+from erasure.models import Model, load_model
+from erasure.notes import tell
+from erasure.processes import device
+from erasure.recipe import ClassifierRecipe
+from erasure.run import fingerprint, read_json, read_record, write_json
+from erasure.seeds import derive
+from erasure.subjects import Subject, Wanted, subject_of
+from erasure.train import train
+from erasure.weights import read_tensors, write_tensors
+
+SEEDS = 1 << 31  # seeds derived for Retrain stay in a range that every library takes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of one scenario under one seed: the model's folder and what was measured, or why it was not."""
+
+    scenario: str
+    row: str
+    seed: int
+    result: Mapping[str, Any]
+    model: Path | None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The values of its metrics by name; empty when there is no model."""
+        return {name: score["value"] for name, score in self.result.get("metrics", {}).items()}
+
+
+class Column:
+    """One scenario under one seed, with its original; `forget_seed` draws a random forget set (default: the seed)."""
+
+    def __init__(self, plan: Plan, folder: Path, scenario: Scenario, seed: int, forget_seed: int | None = None) -> None:
+        self.scenario, self.seed = scenario, seed
+        self.folder = folder / scenario.name / f"seed-{seed}"
+        self.trained = trained_original(plan, folder, scenario, seed)
+        self.forget = scenario.forget_under(seed if forget_seed is None else forget_seed)
+
+    def cells(self, rows: Sequence[Row]) -> list[Cell]:
+        """The original, Retrain twice, then one cell for each of `rows`, made or found.
+
+        Raises what erasing raises, but for a method that diverged or does not apply: its cell says so.
+        """
+        retrain = Row(RETRAIN, RETRAIN)
+        found = [self._original()]
+        found += [self._erased(replace(retrain, name=name), self._seed_of(name)) for name in (RETRAIN, AGAIN)]
+        return found + [self._erased(row, self.seed) for row in rows]
+
+    def _seed_of(self, name: str) -> int:
+        """Retrain begins from other weights than the original did, and the second one from others again."""
+        return derive(self.seed, name) % SEEDS
+
+    @cached_property
+    def _model(self) -> Model:
+        return load_model(self.trained / "model").to(device())
+
+    @cached_property
+    def _subject(self) -> Subject:
+        return subject_of(self._model, Wanted(forget=self.forget), self.seed)
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        return self._evidence_of(self._model, None)
+
+    def _original(self) -> Cell:
+        path = self.folder / f"original-{_short({'trained': self.trained.name, 'forget': self.forget})}.json"
+        if not path.is_file():
+            write_json(path, self._scores(self._evidence) | {"seconds": 0.0, "mask_seconds": 0.0})
+        return self._cell(ORIGINAL, read_json(path), self.trained / "model")
+
+    def _erased(self, row: Row, seed: int) -> Cell:
+        """Erase and measure, unless that was done before."""
+        request = Request(
+            model=str(self.trained / "model"),
+            forget=self.forget,
+            method=row.method,
+            mask=row.mask,
+            preset=row.preset,
+            seed=seed,
+            options=row.options_in(self.scenario),
+            saliency=row.saliency,
+            judging=Judging(metrics=OF_CLASSIFIERS),
+            evaluate=False,
+        )
+        out = self.folder / f"{row.slug}-{_short({**asdict(request), 'model': self.trained.name})}"
+        path = out.parent / f"{out.name}.json"
+        if not path.is_file():
+            tell(f"{self.scenario.name}, seed {self.seed}: {row.name}")
+            try:
+                write_json(path, self._made(request, out))
+            except NotApplicableError as error:
+                return self._cell(row.name, {"failed": str(error)}, out / "model")
+            except DivergedError as error:
+                write_json(path, {"failed": str(error)})
+        return self._cell(row.name, read_json(path), out / "model")
+
+    def _made(self, request: Request, out: Path) -> dict[str, Any]:
+        erase(request, out)
+        record = read_record(out / "run.json")
+        scores = self._scores(self._evidence_of(load_model(out).to(device()), self._evidence))
+        return {"mask": record["settings"]["mask"], **record["trained"], **scores}
+
+    def _evidence_of(self, model: Model, original: Evidence | None) -> Evidence:
+        self._subject.prepare(model)
+        return self._subject.evidence(model, Judging(sample_seed=self.seed), self.folder, original)
+
+    def _scores(self, evidence: Evidence) -> dict[str, Any]:
+        return {"metrics": measured(evidence, OF_CLASSIFIERS)["metrics"]}
+
+    def margins(self, cell: Cell) -> dict[str, np.ndarray]:
+        """The margins of a cell's model on the forget set and on the test split, (n,) each; computed once."""
+        assert cell.model is not None
+        path = self.folder / f"margins-{_short({'model': cell.model.parent.name, 'forget': self.forget})}.safetensors"
+        if not path.is_file():
+            evidence = self._evidence_of(load_model(cell.model).to(device()), None)
+            parts: tuple[Split, ...] = ("forget", "test")
+            write_tensors(path, {part: torch.from_numpy(evidence.answers(part).margins) for part in parts})
+        return {part: tensor.numpy() for part, tensor in read_tensors(path)[0].items()}
+
+    def _cell(self, name: str, result: Mapping[str, Any], model: Path) -> Cell:
+        return Cell(self.scenario.name, name, self.seed, result, None if "failed" in result else model)
+
+
+def _short(settings: Mapping[str, Any]) -> str:
+    return fingerprint(settings)[:10]
+
+
+def trained_original(plan: Plan, folder: Path, scenario: Scenario, seed: int) -> Path:
+    """The run folder of the trained original, shared by all scenarios that train it alike."""
+    recipe = options.build(ClassifierRecipe, "[train]", plan.train, scenario.train)
+    source = {"data": placed(plan.data), "data_dir": plan.data_dir, "limit": plan.limit, **asdict(recipe)}
+    out = folder / "originals" / f"seed-{seed}-{_short({**source, 'image_size': plan.image_size})}"
+    if not (out / "model").is_dir():
+        tell(f"{scenario.name}, seed {seed}: training the original")
+    train(recipe, plan.data, out, data_dir=plan.data_dir, image_size=plan.image_size, limit=plan.limit, seed=seed)
+    return out

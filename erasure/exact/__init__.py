@@ -1,0 +1,15 @@
+"""Exact unlearning: classifiers kept as small services on disk that answer requests to forget, sample by sample.
+
+A method divides the samples over units (shards, or classes) and each unit over slices; a unit is trained in stages,
+stage k on slices 1 to k from the state of stage k - 1. A stage is a pure function of the plan and of the ids it sees,
+so a request trains anew the stages that saw the ids, and ends, bit for bit, with what the plan gives without them.
+"""
+
+from __future__ import annotations
+
+from erasure.exact._fitting import fit
+from erasure.exact._prediction import predict
+from erasure.exact._service import forget
+from erasure.exact._verification import verify
+
+__all__ = ["fit", "forget", "predict", "verify"]

@@ -1,0 +1,99 @@
+"""arcane: one one-class model for each class, trained block after block (Yan et al., 2022).
+
+A request touches the models of its classes alone, and forgetting a whole class drops its model and trains nothing. The
+one-class model is an autoencoder: an image belongs to the class whose model restores it best (novelty detection by
+reconstruction error, Japkowicz et al., 1995), and squared errors per pixel compare across models as they stand, which
+distances to a learned centre do not. No model sees a sample of another class, so none has to be trained with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from erasure.data import Batch, Dataset
+from erasure.errors import OptionError
+from erasure.exact._base import ExactMethod, Info, Learner
+from erasure.exact._selection import representatives
+from erasure.images import to_float
+
+
+class _Autoencoder(Learner):
+    def __init__(self, pixels: int, hidden: int, code: int, seed: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network: Any = nn.Sequential(
+                nn.Linear(pixels, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, code),
+                nn.Linear(code, hidden),
+                nn.GELU(),
+                nn.Linear(hidden, pixels),
+            )
+
+    def errors(self, images: Tensor) -> Tensor:
+        """Squared error of the restored image, mean over pixels, (n,)."""
+        flat = images.flatten(1).to(self.network[0].weight.device)
+        return (self.network(flat) - flat).square().mean(1)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        return self.errors(batch.images).mean()
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        return -torch.cat([self.errors(part).cpu() for part in images.split(1024)])
+
+
+@dataclass(frozen=True)
+class Arcane(ExactMethod):
+    """Classes of samples, an autoencoder on each."""
+
+    kind = "class"
+    crops = False
+
+    hidden: Annotated[int, "width of each class's autoencoder"] = 128
+    code: Annotated[int, "numbers that an image is squeezed into"] = 12
+    selection: Annotated[
+        Literal["none", "entropy"], "train on all samples, or on those of largest joint entropy (then frozen)"
+    ] = "none"
+    keep: Annotated[float, "share of each class that --selection entropy keeps"] = 0.5
+
+    def check(self, dataset: Dataset) -> None:
+        """Also: widths and the share that is kept."""
+        super().check(dataset)
+        if min(self.hidden, self.code) < 1 or not 0 < self.keep <= 1:
+            raise OptionError("--hidden and --code must be at least 1, --keep must lie in (0, 1]")
+
+    def chosen(self, dataset: Dataset) -> np.ndarray:
+        """All, or the representatives of each class."""
+        if self.selection == "none":
+            return super().chosen(dataset)
+        kept = []
+        for label in range(len(dataset.class_names)):
+            ids = np.flatnonzero(dataset.labels == label)
+            count = max(1, round(self.keep * len(ids)))
+            kept.append(ids[representatives(to_float(dataset.images[ids]).flatten(1).double().numpy(), count)])
+        return np.sort(np.concatenate(kept))
+
+    def num_units(self, num_classes: int) -> int:
+        """One a class."""
+        return num_classes
+
+    def unit_of(self, sample: int, label: int, seed: int) -> int:
+        """The class itself."""
+        return label
+
+    def learner(self, info: Info, seed: int) -> Learner:
+        """An autoencoder; it is not told of which class."""
+        return _Autoencoder(info["channels"] * info["image_size"] ** 2, self.hidden, self.code, seed)
+
+    def combined(self, units: Sequence[int], scores: Sequence[Tensor], num_classes: int) -> Tensor:
+        """Minus each model's squared error; minus infinity for a class that was forgotten."""
+        found = torch.full((len(scores[0]), num_classes), -torch.inf)
+        found[:, list(units)] = torch.stack(list(scores), 1)
+        return found

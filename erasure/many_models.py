@@ -1,0 +1,71 @@
+"""Many models: attacks that learn about every sample apart, from at least 16 models trained with other seeds.
+
+Both compare what unlearned models say of a sample with what models say that were trained without it. A sample's margin
+is log p / (1 - p) of its label's probability p: the logit-scaled confidence of LiRA (Carlini et al., 2022), and, as
+log p - log(sum of the others' probabilities), the margin of KLoM.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from erasure.errors import OptionError
+
+FEWEST = 4  # models a side: a variance of three is what a fit without one of them has
+BINS, LIMIT, SMALLEST = 20, 100.0, 1e-5
+
+
+def u_lira(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
+    """How often a likelihood-ratio attack is right about a sample, (n,) in percent; 50 is ideal.
+
+    From margins (models, n) of unlearned and of retrained models it must say which of both a model is. For every sample
+    it fits a normal distribution to each side (U-LiRA; Kurmanji et al., 2023, and Hayes et al., 2024, section 4) and
+    chooses the likelier one. The models that it judges, one of each side at a time, are left out of both fits, so that
+    it is right half of the time when both sides are alike. An undecided answer counts half.
+    Raises OptionError for sides of unequal size, or fewer than four models.
+    """
+    _check(unlearned, retrained)
+    right = np.zeros(unlearned.shape[1])
+    for i in range(len(unlearned)):
+        fits = [_normal(np.delete(side, i, axis=0)) for side in (unlearned, retrained)]
+        for own, judged in enumerate((unlearned[i], retrained[i])):
+            ratio = _log_density(judged, *fits[own]) - _log_density(judged, *fits[1 - own])
+            right += np.where(ratio == 0, 0.5, ratio > 0)
+    return 100.0 * right / (2 * len(unlearned))
+
+
+def klom(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
+    """KL divergence of margins of unlearned (models, n) from those of retrained models, (n,) in nats; 0 is ideal.
+
+    KLoM (Georgiev et al., 2024, appendix E.1): margins clipped to [-100, 100], both sides in 20 equal bins over their
+    common range, KL(unlearned || retrained), where an empty bin of the retrained side counts as 1e-5.
+    With few models it is far from 0 even between two sets of retrained ones: read it beside theirs.
+    Raises OptionError for sides of unequal size, or fewer than four models.
+    """
+    _check(unlearned, retrained)
+    sides = np.clip(np.stack([unlearned, retrained]), -LIMIT, LIMIT)
+    low = sides.min(axis=(0, 1))
+    width = (sides.max(axis=(0, 1)) - low) / BINS
+    bins = np.minimum((sides - low) / np.where(width > 0, width, 1), BINS - 1).astype(int)
+    p, q = ((side[..., None] == np.arange(BINS)).mean(axis=0) for side in bins)
+    ratio = np.log(np.where(p > 0, p, 1) / np.where(q > 0, q, SMALLEST))
+    return (p * ratio).sum(axis=1)
+
+
+def _check(unlearned: np.ndarray, retrained: np.ndarray) -> None:
+    if unlearned.shape != retrained.shape or len(unlearned) < FEWEST:
+        raise OptionError(
+            f"{len(unlearned)} unlearned and {len(retrained)} retrained models: as many of each are needed, at least "
+            f"{FEWEST}, and 16 for numbers worth reading (--models 16)"
+        )
+
+
+def _normal(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of every column of (models, n), each (n,)."""
+    return values.mean(axis=0), values.var(axis=0, ddof=1) + np.finfo(np.float64).tiny
+
+
+def _log_density(value: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    return -0.5 * (np.log(2 * math.pi * variance) + np.square(value - mean) / variance)
