@@ -184,7 +184,6 @@ def _with_base(checked: list[dict[str, Any]], counts: Mapping[str, Any], main: s
 
 def _made(run: Run, sides: Mapping[str, Side], detectors: Mapping[str, Detector], keep: bool) -> dict[str, Any]:
     """Make and judge what is missing of every side; returns with what, and how fast."""
-    device_name = str(device())
     for name, side in sides.items():
         folder = run.folder / "images" / name
         if keep:
@@ -192,17 +191,17 @@ def _made(run: Run, sides: Mapping[str, Side], detectors: Mapping[str, Detector]
             require_room(run.folder, pixels * len(side.source.trials), "keeping the images", "leave --keep-images out")
         if side.model is not None:
             side.model.to(device())
-        began, missing = time.perf_counter(), side.source.missing(Ledger(run.folder, name).keys())
-        run_trials(side.source, detectors, run.folder, name, folder if keep else None)
-        if missing:
+        began = time.perf_counter()
+        made = run_trials(side.source, detectors, run.folder, name, folder if keep else None)
+        if made:
             spent = run.document.get("seconds", 0.0) + time.perf_counter() - began
-            run.update(seconds=spent, made=run.document.get("made", 0) + missing)
+            run.update(seconds=spent, made=run.document.get("made", 0) + made)
         if side.model is not None:
             side.model.to(torch.device("cpu"))
-    seconds, made = run.document.get("seconds", 0.0), run.document.get("made", 0)
+    seconds, images = run.document.get("seconds", 0.0), run.document.get("made", 0)
     return {
-        "device": device_name,
+        "device": str(device()),
         "versions": run.document.get("versions", {}),
         "seconds": seconds,
-        "images_per_second": made / seconds if seconds else None,
+        "images_per_second": images / seconds if seconds else None,
     }

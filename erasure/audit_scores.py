@@ -5,26 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from erasure.errors import DataError
+from erasure.prompt_rows import PromptRow
 
 NO_BOX = np.zeros((0, 2))
 IMAGES = 1 << 32  # more than a row has images: a row and an image make one integer
-
-
-class Row(Protocol):
-    """A row of the prompt set."""
-
-    @property
-    def id(self) -> str:
-        """Its name, unique in the set."""
-
-    @property
-    def categories(self) -> Sequence[str]:
-        """The categories it belongs to: none, one or several."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,9 @@ class Images:
         return ours, theirs
 
 
-def gather(records: Iterable[Mapping[str, Any]], rows: Sequence[Row], widths: Mapping[str, int], main: str) -> Images:
+def gather(
+    records: Iterable[Mapping[str, Any]], rows: Sequence[PromptRow], widths: Mapping[str, int], main: str
+) -> Images:
     """The records as arrays, whatever their order; `widths` is the number of classes of each detector.
 
     Without a finite score of every class of the `main` detector an image is a failure. A failure counts only while no

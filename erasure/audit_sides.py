@@ -14,6 +14,7 @@ from erasure.errors import DataError, ModelError, OptionError
 from erasure.guard import refuse
 from erasure.judging import Judging
 from erasure.models import load_family, located
+from erasure.models._text import never_told
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.notes import tell
 from erasure.prompt_rows import PromptRow
@@ -95,6 +96,7 @@ def sides_of(request: Request) -> tuple[dict[str, Side], list[str]]:
         raise DataError(f"the guard refused all {len(refused)} prompts: none is left to draw")
     if refused:
         tell(f"refused to draw {len(refused)} of {len(prompts.rows)} prompts (the guard): {', '.join(refused[:10])}")
+    never_told([row.prompt for row in rows])  # prompts of an audit stand in no log, whoever encodes them
     given = {"model": request.model, "base": request.base}
     models = {name: load_family(where, StableDiffusion) for name, where in given.items() if where is not None}
     usual = models["base"].info.get("sampling", {}) if "base" in models else {}

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from erasure.audit_counts import cells_of, paired_of, share_of
-from erasure.audit_scores import Images, Row, gather
+from erasure.audit_scores import Images, gather
 from erasure.errors import DataError, OptionError, suggestion
+from erasure.prompt_rows import PromptRow
 from erasure.statistics import effective_trials, exact_lower, exact_upper, expected_maximum, holm, kappa
 
 GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))  # thresholds of the sweep, for scores in [0, 1]
@@ -51,7 +52,7 @@ class Counted:
 def tables(
     model_records: Iterable[Mapping[str, Any]],
     base_records: Iterable[Mapping[str, Any]] | None,
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     detectors: Mapping[str, DetectorFacts],
     concept: Counted,
     planned: int,
@@ -136,7 +137,7 @@ class _Audit:
             for name in facts.classes
         ]
 
-    def categories(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def categories(self, rows: Sequence[PromptRow]) -> list[dict[str, Any]]:
         """Every category, the largest first; p-values adjusted for the number of categories (Holm)."""
         members: dict[str, np.ndarray] = {}
         for index, row in enumerate(rows):

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,6 @@ from erasure.detectors._base import Detector, Found
 from erasure.errors import DataError
 from erasure.images import image_paths, read_image, to_uint8, write_png
 from erasure.ledger import Ledger
-from erasure.models._text import never_told
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompt_rows import PromptRow
 from erasure.protocols import Protocol
@@ -62,10 +61,6 @@ class Source(ABC):
     trials: list[Trial]
     batches: list[list[Trial]]
 
-    def missing(self, known: Container[tuple[str, int]]) -> int:
-        """How many images are made when those of `known` keys have a record: whole batches."""
-        return sum(len(batch) for batch in self.batches if any(trial.key not in known for trial in batch))
-
     @abstractmethod
     def images(self, batch: Sequence[Trial]) -> list[np.ndarray | str]:
         """An RGB image uint8 (h, w, 3) for each trial, or why there is none."""
@@ -101,7 +96,6 @@ class Drawn(Source):
     def images(self, batch: Sequence[Trial]) -> list[np.ndarray | str]:
         """Drawn images; one that is not finite, or of a single colour, shows nothing that could be judged."""
         prompts = [trial.prompt for trial in batch]
-        never_told(prompts)  # prompts of an audit stand in no log
         self.model.bind(prompts)
         protocol, first = self.protocol, batch[0]
         settings = {
@@ -203,10 +197,11 @@ def run_trials(
     folder: Path,
     name: str,
     keep: Path | None = None,
-) -> Ledger:
+) -> int:
     """Make and judge every trial of `source` that has no record yet; several processes share the batches.
 
-    Records are kept in `folder` under `name`, in the order of the source's trials; images in `keep` if wanted.
+    Returns how many images were made, by all of them. Records are kept in `folder` under `name`, in the order of the
+    source's trials; images in `keep` if wanted.
     """
     state = PartialState()
     ledger = Ledger(folder, name)
@@ -225,7 +220,7 @@ def run_trials(
     if state.is_main_process and (missing or ledger.parts):
         ledger.merge(trial.key for trial in source.trials)
     state.wait_for_everyone()
-    return ledger
+    return sum(map(len, missing))
 
 
 def _work(

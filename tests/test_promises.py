@@ -39,7 +39,7 @@ curvature answers membership
 latents optimise
 saliency recipe recipe_sd samples distances inception clip dinov2
 evidence
-methods methods._base methods._relabel methods._one_step methods._steps metrics metrics._base
+methods methods._base methods._relabel methods._one_step metrics metrics._base
 plugins
 judges text_evidence judging material
 subjects._base subjects.classes subjects.samples subjects.words subjects

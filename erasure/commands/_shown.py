@@ -10,11 +10,13 @@ Answer = tuple[Any, bool, Callable[[Any], str]]  # the result, whether as JSON, 
 
 
 def table(rows: Sequence[Any]) -> str:
+    """Rows of a comparison as aligned text."""
     report = import_module("erasure.report")
     return str(report.as_text(report.table(rows)))
 
 
 def shown_run(result: Any) -> str:
+    """A run beside the original, what was not measured, and where the model and the report are."""
     name = result.get("method") or result.get("model")
     rows = [{"name": name, **result}]
     if result.get("original") and "method" in result:
@@ -27,4 +29,5 @@ def shown_run(result: Any) -> str:
 
 
 def lines_of(result: Any) -> str:
+    """One line an entry."""
     return "\n".join(f"{key}: {value}" for key, value in result.items())

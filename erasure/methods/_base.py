@@ -60,8 +60,16 @@ LATENT: dict[str, Any] = {
     "checkpoint_every": 10,
     "saliency": {"guidance_scale": 8.5, "saliency_batch_size": 8},
 }
-# The same for FLUX, whose network is told a guidance scale and draws with this one.
+# And every recipe for classifiers (Fan et al., 2024).
+CLASSIFIER: dict[str, Any] = {"optimizer": "sgd", "weight_decay": 5e-4, "clip_norm": 0.0}
+# The same as LATENT for FLUX, whose network is told a guidance scale and draws with this one.
 DISTILLED: dict[str, Any] = {**LATENT, "saliency": {"guidance_scale": 3.5, "saliency_batch_size": 8}}
+# What methods share that train on, on the retain set.
+RETAINING: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("stable_diffusion", "sdxl", "sd3"), LATENT),
+    "flux": DISTILLED,
+    "classifier": {**CLASSIFIER, "learning_rate": 0.01, "epochs": 10.0},
+}
 
 
 class Draws:
@@ -178,13 +186,17 @@ class GradientMethod(Method):
             values["precision"] = "bf16" if self.memory == "low" else "float32"
         return LoopSettings(**values)
 
+    def loop_of(self, job: Job) -> LoopSettings:
+        """Settings of the loop on the data of `job`."""
+        return self.loop(len(job.forget) + (len(job.retain) if self.epochs_of == "both" else 0))
+
     def erase(self, model: Model, job: Job) -> Outcome:
         """Minimise the method's loss from the original weights."""
         self.check(job.task)
         self.check_model(model)
         forget = Batches(job.forget, self.batch_size, derive(job.seed, "forget"))
         retain = Batches(job.retain, self.batch_size, derive(job.seed, "retain"))
-        loop = self.loop(len(job.forget) + (len(job.retain) if self.epochs_of == "both" else 0))
+        loop = self.loop_of(job)
         frozen, teacher_bytes = self._original(model, job.mask)
         self._tell_memory(model.network, job.mask, loop, teacher_bytes)
         model.network.train()

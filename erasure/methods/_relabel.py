@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure.data import Batch
 from erasure.errors import OptionError
-from erasure.methods._base import DISTILLED, LATENT, Draws, GradientMethod
+from erasure.methods._base import CLASSIFIER, DISTILLED, LATENT, Draws, GradientMethod
 from erasure.models import Examples, Model
 from erasure.task import Task, class_index
 
@@ -24,14 +24,7 @@ class Relabelling(GradientMethod):
 
     needs_original: ClassVar[bool] = True
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        "classifier": {
-            "optimizer": "sgd",
-            "learning_rate": 0.013,
-            "weight_decay": 5e-4,
-            "epochs": 10.0,
-            "batch_size": 256,
-            "clip_norm": 0.0,
-        },
+        "classifier": {**CLASSIFIER, "learning_rate": 0.013, "epochs": 10.0, "batch_size": 256},
         "stable_diffusion": CLASS_RECIPE,
         "sdxl": CLASS_RECIPE,
         "sd3": CLASS_RECIPE,

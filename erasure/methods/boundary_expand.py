@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from erasure.errors import NotApplicableError
 from erasure.mask import Mask
-from erasure.methods._base import Draws, GradientMethod, Job
+from erasure.methods._base import CLASSIFIER, Draws, GradientMethod, Job
 from erasure.models import Model
 from erasure.models.classifier import Classifier
 from erasure.optimise import Outcome
@@ -30,15 +30,7 @@ class BoundaryExpand(GradientMethod):
     """Training the forget set into a class that is dropped."""
 
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        "classifier": {
-            "optimizer": "sgd",
-            "learning_rate": 1e-5,
-            "weight_decay": 5e-4,
-            "epochs": 10.0,
-            "epochs_of": "forget",
-            "batch_size": 256,
-            "clip_norm": 0.0,
-        }
+        "classifier": {**CLASSIFIER, "learning_rate": 1e-5, "epochs": 10.0, "epochs_of": "forget", "batch_size": 256}
     }
 
     def check_model(self, model: Model) -> None:

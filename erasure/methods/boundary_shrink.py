@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erasure.data import Batch
 from erasure.errors import NotApplicableError, OptionError
-from erasure.methods._base import Draws, GradientMethod, Job
+from erasure.methods._base import CLASSIFIER, Draws, GradientMethod, Job
 from erasure.models import Model
 from erasure.models.classifier import Classifier
 from erasure.optimise import Outcome
@@ -28,15 +28,7 @@ class BoundaryShrink(GradientMethod):
 
     needs_original: ClassVar[bool] = True
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        "classifier": {
-            "optimizer": "sgd",
-            "learning_rate": 1e-5,
-            "weight_decay": 5e-4,
-            "epochs": 10.0,
-            "epochs_of": "forget",
-            "batch_size": 256,
-            "clip_norm": 0.0,
-        }
+        "classifier": {**CLASSIFIER, "learning_rate": 1e-5, "epochs": 10.0, "epochs_of": "forget", "batch_size": 256}
     }
 
     bound: Annotated[float, "length of the FGSM step, for pixels in [0, 1]"] = 0.1

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from erasure.methods._base import DISTILLED, LATENT, Draws, GradientMethod
+from erasure.methods._base import RETAINING, Draws, GradientMethod
 from erasure.models import Model
 from erasure.task import Task
 
@@ -19,19 +19,7 @@ from erasure.task import Task
 class Finetune(GradientMethod):
     """Training on the retain set."""
 
-    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        "stable_diffusion": LATENT,
-        "sdxl": LATENT,
-        "sd3": LATENT,
-        "flux": DISTILLED,
-        "classifier": {
-            "optimizer": "sgd",
-            "learning_rate": 0.01,
-            "weight_decay": 5e-4,
-            "epochs": 10.0,
-            "clip_norm": 0.0,
-        },
-    }
+    defaults_of: ClassVar[dict[str, dict[str, Any]]] = RETAINING
 
     def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
         """The loss the model was trained with, on retain images."""

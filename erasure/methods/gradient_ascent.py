@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from erasure.methods._base import DISTILLED, LATENT, Draws, GradientMethod
+from erasure.methods._base import CLASSIFIER, DISTILLED, LATENT, Draws, GradientMethod
 from erasure.models import Examples, Model
 from erasure.task import Task
 
@@ -27,13 +27,7 @@ class GradientAscent(GradientMethod):
         "sdxl": LATENT,
         "sd3": LATENT,
         "flux": DISTILLED,
-        "classifier": {
-            "optimizer": "sgd",
-            "learning_rate": 1e-4,
-            "weight_decay": 5e-4,
-            "epochs": 5.0,
-            "clip_norm": 0.0,
-        },
+        "classifier": {**CLASSIFIER, "learning_rate": 1e-4, "epochs": 5.0},
     }
 
     def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:

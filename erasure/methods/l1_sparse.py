@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from erasure.errors import OptionError
-from erasure.methods._base import DISTILLED, LATENT, Draws, GradientMethod, Job
-from erasure.methods._steps import total_steps
+from erasure.methods._base import RETAINING, Draws, GradientMethod, Job
 from erasure.models import Model
 from erasure.optimise import Outcome
 from erasure.task import Task
@@ -27,19 +26,7 @@ class L1Sparse(GradientMethod):
 
     gamma: Annotated[float, "weight of the l1 norm of all weights in the first epoch"] = 5e-5
 
-    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        "stable_diffusion": LATENT,
-        "sdxl": LATENT,
-        "sd3": LATENT,
-        "flux": DISTILLED,
-        "classifier": {
-            "optimizer": "sgd",
-            "learning_rate": 0.01,
-            "weight_decay": 5e-4,
-            "epochs": 10.0,
-            "clip_norm": 0.0,
-        },
-    }
+    defaults_of: ClassVar[dict[str, dict[str, Any]]] = RETAINING
 
     def check(self, task: Task) -> None:
         """Also: the penalty is none below zero."""
@@ -49,7 +36,7 @@ class L1Sparse(GradientMethod):
 
     def erase(self, model: Model, job: Job) -> Outcome:
         """Minimise the loss over a number of steps that the schedule knows."""
-        return super(L1Sparse, replace(self, steps=total_steps(self, job))).erase(model, job)
+        return super(L1Sparse, replace(self, steps=self.loop_of(job).steps)).erase(model, job)
 
     def penalty(self, step: int) -> float:
         """The weight of the l1 norm in `step`, of `steps` in all."""

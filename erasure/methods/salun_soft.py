@@ -20,7 +20,6 @@ from erasure.curvature import WeightSpace
 from erasure.errors import OptionError
 from erasure.methods._base import Job
 from erasure.methods._relabel import Relabelling
-from erasure.methods._steps import total_steps
 from erasure.models import Model
 from erasure.optimise import Outcome
 from erasure.task import Task
@@ -41,7 +40,7 @@ class SalUnSoft(Relabelling):
     def erase(self, model: Model, job: Job) -> Outcome:
         """Minimise the loss, and shrink the change of the weights after every step."""
         space = WeightSpace(model.network, job.mask, self.trains)
-        shrink = self._shrinking(space, total_steps(self, job), job.on_step)
+        shrink = self._shrinking(space, self.loop_of(job).steps, job.on_step)
         # A weight that a mask splits off lives in the optimiser; a lean one reads the network's again for every step.
         method = self if job.mask is None else replace(self, lean_optimizer=True)
         outcome = super(SalUnSoft, method).erase(model, replace(job, on_step=shrink))
