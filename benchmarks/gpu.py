@@ -1,7 +1,8 @@
-"""What a GPU is for: invariants, a CIFAR-10 DDPM trained for the minutes there are, Stable Diffusion, its audit.
+"""What a GPU is for: invariants, a CIFAR-10 DDPM trained for the minutes there are, tables, Stable Diffusion, audits.
 
     python -m benchmarks.gpu --minutes 25 --data-dir ../shared/data --out gpu
     python -m benchmarks.gpu --minutes 15 --parts sd --out gpu                 (Stable Diffusion alone: gpu_sd.py)
+    python -m benchmarks.gpu --minutes 60 --parts tables --data-dir ../shared/data --out gpu   (gpu_tables.py)
     python -m benchmarks.gpu --toy --minutes 2 --data-dir ../shared/data --out toy     (any machine)
 
 Each stage is skipped when its result is there, and training resumes, so the same command goes on after a stop. The
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import audit, gpu_sd, sd_networks
+from benchmarks import audit, gpu_sd, gpu_tables, sd_networks
 from benchmarks.stable_diffusion import job_of
 from erasure import registry
 from erasure.data import Batch, Batches, Dataset, load_dataset
@@ -40,8 +41,8 @@ from erasure.task import Task
 from erasure.train import train
 
 CLASSIFIER_SHARE, JUDGING_SHARE = 0.15, 0.15  # of the minutes; the rest is the DDPM's
-SD_SHARE = 0.3  # of the minutes, when the DDPM is trained too
-PARTS = ["ddpm", "sd", "audit"]
+SHARES = {"sd": 0.3, "tables": 0.4}  # of the minutes, when the DDPM is trained too
+PARTS = ["ddpm", "tables", "sd", "audit"]
 
 
 def main() -> int:
@@ -51,12 +52,12 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, required=True, help="time for everything together")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="which; all of them")
-    parser.add_argument("--data-dir", help="where the CIFAR-10 archives lie (for ddpm)")
+    parser.add_argument("--data-dir", help="where the CIFAR-10 archives lie (for ddpm and tables)")
     parser.add_argument("--out", required=True, help="folder for results and models")
     parser.add_argument("--toy", action="store_true", help="small networks and few images: shows that it runs")
     arguments = parser.parse_args()
-    if "ddpm" in arguments.parts and not arguments.data_dir:
-        parser.error("--parts ddpm needs --data-dir, where the CIFAR-10 archives lie")
+    if {"ddpm", "tables"} & {*arguments.parts} and not arguments.data_dir:
+        parser.error("--parts ddpm and tables need --data-dir, where the CIFAR-10 archives lie")
     deadline = time.monotonic() + 60 * arguments.minutes
     root = Path(arguments.out)
     root.mkdir(parents=True, exist_ok=True)
@@ -64,11 +65,13 @@ def main() -> int:
     if "sd" in arguments.parts:
         _stage(root, "correct_sd", correct_sd)
     if "ddpm" in arguments.parts:
-        share = 1 - SD_SHARE if "sd" in arguments.parts else 1.0
+        share = 1.0 - sum(part for name, part in SHARES.items() if name in arguments.parts)
         _train_and_judge(root, arguments.minutes * share, arguments.data_dir, arguments.toy)
     if "sd" in arguments.parts:
         found = gpu_sd.run(root / "sd.json", gpu_sd.TOY if arguments.toy else gpu_sd.Plan(), deadline, _name())
         print(json.dumps({"sd": found}))
+    if "tables" in arguments.parts:
+        print(json.dumps({"tables": gpu_tables.run(root, arguments.data_dir, arguments.toy, deadline)}))
     if "audit" in arguments.parts:
         _stage(root, "audit", lambda: dict(audit.full_size(arguments.toy)))
     return 0

@@ -1,7 +1,10 @@
-"""Benchmark: scenarios x methods x seeds under one plan, and one table of all of them beside Retrain.
+"""Benchmark: scenarios x methods x seeds under one plan, and one table of all of them beside the original.
 
-A plan is a TOML file (see benchmark_plan.py): the data, how the originals are trained, what is forgotten, and the
-methods with their tuned options. Every table has the original, Retrain, and Retrain once more as its noise floor.
+A plan is a TOML file (see benchmark_file.py): what is forgotten, from which model, and the methods with their tuned
+options. A table of classifiers, whose originals are trained, also has Retrain, and Retrain again as its noise floor.
+
+Diffusion models: the same command may run several times at once on one folder. Each takes the scenario and seed that
+is free, waits in the end for what others are at, and all of them write the same result.
 """
 
 from __future__ import annotations
@@ -9,21 +12,27 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-from erasure.benchmark_cells import Cell, Column
-from erasure.benchmark_plan import RETRAIN, Plan, Scenario, read_plan
-from erasure.benchmark_table import as_page, notes, tabled
-from erasure.errors import OptionError
+from erasure.benchmark_cells import Cell, Cells, Column
+from erasure.benchmark_erasing import Erasures, judging_of
+from erasure.benchmark_file import read_plan
+from erasure.benchmark_page import as_page
+from erasure.benchmark_plan import CLASSIFIER, DIFFUSION, RETRAIN, Plan, Scenario
+from erasure.benchmark_table import notes, tabled
+from erasure.errors import OptionError, RunError
 from erasure.many_models import FEWEST, klom, u_lira
-from erasure.processes import device
-from erasure.run import held, versions, write_json, write_text, writing
+from erasure.notes import tell
+from erasure.processes import agreed, device
+from erasure.run import is_main, versions, write_json, write_text, writing
 from erasure.statistics import mean_interval
 
 
@@ -37,60 +46,139 @@ def benchmark(
     num_models: int | None = None,
     steps: int | None = None,
     data_dir: str | None = None,
+    keep_models: bool = False,
 ) -> dict[str, Any]:
     """Carry out the plan `given` in the folder `out`; returns `scenarios` with their rows, `notes`, and what ran where.
 
     `methods` and `scenarios` are those of the plan that are wanted (default all). `num_models` adds U-LiRA and KLoM,
-    from so many models of every row; `steps` shortens every training to show that it runs. The folder gets result.json
-    and report.html. The same call on the same folder makes nothing twice.
+    from so many models of every row, to classifiers; `steps` shortens every training to show that it runs;
+    `keep_models` leaves the weights and images of diffusion models in their folders. The folder gets result.json and
+    report.html. The same call on the same folder makes nothing twice.
     """
     if num_models is not None and num_models < FEWEST:
         raise OptionError(f"--models {num_models} must be at least {FEWEST}; 16 give numbers worth reading")
+    plan = planned(given, methods, scenarios, num_seeds, steps, data_dir)
+    if num_models is not None and plan.family != CLASSIFIER:
+        raise OptionError("--models compares with models that were trained anew, which only classifiers are here")
+    return carried_out(plan, Path(out), num_models, keep_models)
+
+
+def planned(
+    given: str | Path,
+    methods: Sequence[str] = (),
+    scenarios: Sequence[str] = (),
+    num_seeds: int | None = None,
+    steps: int | None = None,
+    data_dir: str | None = None,
+) -> Plan:
+    """The plan `given` as a call asks for it, checked as far as it can be before anything is made."""
     plan = read_plan(given).only(methods, scenarios, num_seeds)
     if data_dir is not None:
         plan = replace(plan, data_dir=data_dir)
-    plan = plan.shortened(steps) if steps is not None else plan
-    return carried_out(plan, Path(out), num_models)
+    if plan.family == DIFFUSION:
+        judging_of(plan)
+    return plan.shortened(steps) if steps is not None else plan
 
 
-def carried_out(plan: Plan, folder: Path, num_models: int | None = None) -> dict[str, Any]:
-    """The result of a plan, made or resumed in `folder`; raises RunError while another process is at work there."""
+def carried_out(plan: Plan, folder: Path, num_models: int | None = None, keep_models: bool = False) -> dict[str, Any]:
+    """The result of a plan, made or resumed in `folder`.
+
+    Raises RunError while another process is at work there on classifiers.
+    """
     began = time.perf_counter()
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = held(folder / ".lock", folder)
-    try:
-        tables = []
-        for scenario in plan.scenarios:
-            cells = [cell for seed in plan.seeds for cell in Column(plan, folder, scenario, seed).cells(plan.rows)]
-            tables.append(tabled(plan, scenario, cells))
+    if plan.family == CLASSIFIER:
+        with _locked(folder):
+            tables = tables_of(plan, folder, keep_models)
+            said = notes(plan, tables)
+            said += _from_many(plan, folder, num_models, tables) if num_models is not None else []
+    else:
+        tables = tables_of(plan, folder, keep_models)
         said = notes(plan, tables)
-        if num_models is not None:
-            said += _from_many(plan, folder, num_models, tables)
-        facts = {
-            "command": shlex.join(["erasure", *sys.argv[1:]]),
-            "plan": ", ".join(f"{key} {value}" for key, value in plan.train.items()),
-            "device": str(device()),
-            "threads": str(torch.get_num_threads()),
-            "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        }
-        result = {
-            "family": plan.family,
-            "data": plan.data,
-            "seeds": list(plan.seeds),
-            "tuned_on": list(plan.tuned_on),
-            "scenarios": tables,
-            "notes": said,
-            "facts": facts,
-            "plan": asdict(plan),
-            "report": str(folder / "report.html"),
-            "seconds": time.perf_counter() - began,
-        }
+    facts = _facts(plan)
+    result = {
+        "family": plan.family,
+        "data": plan.data,
+        "models": list(dict.fromkeys(scenario.model or plan.model for scenario in plan.scenarios)),
+        "seeds": list(plan.seeds),
+        "tuned_on": list(plan.tuned_on),
+        "scenarios": tables,
+        "notes": said,
+        "facts": facts,
+        "plan": asdict(plan),
+        "report": str(folder / "report.html"),
+        "seconds": time.perf_counter() - began,
+    }
+    if is_main():
         write_json(folder / "result.json", result)
-        write_text(folder / "report.html", as_page(result, facts))
-        return result
+        write_text(folder / "report.html", as_page(result, facts, folder))
+    return result
+
+
+def tables_of(plan: Plan, folder: Path, keep_models: bool = False) -> list[dict[str, Any]]:
+    """The table of each scenario, its cells made or found in `folder`."""
+    places = [(scenario, seed) for scenario in plan.scenarios for seed in plan.seeds]
+    done: dict[tuple[str, int], list[Cell]] = {}
+    for wait in (False, True):  # first what is free, then what another process was at
+        for scenario, seed in places:
+            key = (scenario.name, seed)
+            if key in done:
+                continue
+            column = _column(plan, folder, scenario, seed, keep_models)
+            if plan.family == CLASSIFIER:
+                done[key] = column.cells(plan.rows)
+                continue
+            with _taken(column.folder, wait) as ours:
+                if ours:
+                    done[key] = column.cells(plan.rows)
+                else:
+                    tell(f"{scenario.name}, seed {seed}: another process is at it")
+    return [
+        tabled(plan, scenario, [cell for seed in plan.seeds for cell in done[scenario.name, seed]])
+        for scenario in plan.scenarios
+    ]
+
+
+def _column(plan: Plan, folder: Path, scenario: Scenario, seed: int, keep_models: bool) -> Cells:
+    if plan.family == CLASSIFIER:
+        return Column(plan, folder, scenario, seed)
+    return Erasures(plan, folder, scenario, seed, keep_models)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder for this command alone; raises RunError while another has it."""
+    with _taken(folder, wait=False) as ours:
+        if not ours:
+            raise RunError(f"{folder} is in use by another process: wait for it or give another --out")
+        yield
+
+
+@contextmanager
+def _taken(folder: Path, wait: bool) -> Iterator[bool]:
+    """Whether the folder is this command's while the block lasts; with `wait` it will be, sooner or later."""
+    lock = None
+    if is_main():
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / ".lock")
+            with suppress(Timeout):
+                lock.acquire(timeout=-1 if wait else 0)
+    try:
+        yield agreed(lock is not None and lock.is_locked)
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
+
+
+def _facts(plan: Plan) -> dict[str, str]:
+    how = {**plan.train, **plan.judging, **plan.material}
+    return {
+        "command": shlex.join(["erasure", *sys.argv[1:]]),
+        "plan": ", ".join(f"{key} {value}" for key, value in how.items()),
+        "device": str(device()),
+        "threads": str(torch.get_num_threads()),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
 
 
 def _from_many(plan: Plan, folder: Path, num_models: int, tables: Sequence[dict[str, Any]]) -> list[str]:

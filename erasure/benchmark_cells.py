@@ -5,7 +5,8 @@ So a killed benchmark goes on where it stopped, and one with other options reuse
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from erasure import options
 from erasure.benchmark_plan import AGAIN, ORIGINAL, RETRAIN, Plan, Row, Scenario
@@ -24,9 +26,9 @@ from erasure.evidence import OF_CLASSIFIERS, Evidence, Split
 from erasure.judging import Judging
 from erasure.models import Model, load_model
 from erasure.notes import tell
-from erasure.processes import device
+from erasure.processes import agreed, device
 from erasure.recipe import ClassifierRecipe
-from erasure.run import fingerprint, read_json, read_record, write_json
+from erasure.run import fingerprint, is_main, read_json, read_record, write_json
 from erasure.seeds import derive
 from erasure.subjects import Subject, Wanted, subject_of
 from erasure.train import train
@@ -51,20 +53,60 @@ class Cell:
         return {name: score["value"] for name, score in self.result.get("metrics", {}).items()}
 
 
-class Column:
-    """One scenario under one seed, with its original; `forget_seed` draws a random forget set (default: the seed)."""
+class Cells(ABC):
+    """One scenario under one seed: a folder with a cell for each row."""
 
-    def __init__(self, plan: Plan, folder: Path, scenario: Scenario, seed: int, forget_seed: int | None = None) -> None:
+    def __init__(self, folder: Path, scenario: Scenario, seed: int) -> None:
         self.scenario, self.seed = scenario, seed
         self.folder = folder / scenario.name / f"seed-{seed}"
+
+    @abstractmethod
+    def cells(self, rows: Sequence[Row]) -> list[Cell]:
+        """The rows that every table has, then one cell for each of `rows`, made or found.
+
+        Raises what erasing raises, but for a method that diverged or does not apply: its cell says so.
+        """
+
+    def recorded(self, path: Path, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The JSON object in `path`; where there is none, all processes make it and the main one writes it."""
+        known = agreed(read_json(path) if is_main() and path.is_file() else None)
+        if known is not None:
+            return known
+        found = made()
+        if is_main():
+            write_json(path, found)
+        return agreed(found)
+
+    def tried(self, name: str, path: Path, model: Path, made: Callable[[], dict[str, Any]]) -> Cell:
+        """The cell of a row, recorded in `path`; one that cannot be made says why."""
+
+        def attempted() -> dict[str, Any]:
+            tell(f"{self.scenario.name}, seed {self.seed}: {name}")
+            try:
+                return made()
+            except DivergedError as error:
+                return {"failed": str(error)}
+
+        try:
+            return self.cell(name, self.recorded(path, attempted), model)
+        except NotApplicableError as error:
+            return self.cell(name, {"failed": str(error)}, model)
+
+    def cell(self, name: str, result: Mapping[str, Any], model: Path) -> Cell:
+        """What is known of a row."""
+        return Cell(self.scenario.name, name, self.seed, result, None if "failed" in result else model)
+
+
+class Column(Cells):
+    """Those of classifiers, with a trained original; `forget_seed` draws a random forget set (default: the seed)."""
+
+    def __init__(self, plan: Plan, folder: Path, scenario: Scenario, seed: int, forget_seed: int | None = None) -> None:
+        super().__init__(folder, scenario, seed)
         self.trained = trained_original(plan, folder, scenario, seed)
         self.forget = scenario.forget_under(seed if forget_seed is None else forget_seed)
 
     def cells(self, rows: Sequence[Row]) -> list[Cell]:
-        """The original, Retrain twice, then one cell for each of `rows`, made or found.
-
-        Raises what erasing raises, but for a method that diverged or does not apply: its cell says so.
-        """
+        """The original, Retrain twice, then one cell for each of `rows`."""
         retrain = Row(RETRAIN, RETRAIN)
         found = [self._original()]
         found += [self._erased(replace(retrain, name=name), self._seed_of(name)) for name in (RETRAIN, AGAIN)]
@@ -87,10 +129,9 @@ class Column:
         return self._evidence_of(self._model, None)
 
     def _original(self) -> Cell:
-        path = self.folder / f"original-{_short({'trained': self.trained.name, 'forget': self.forget})}.json"
-        if not path.is_file():
-            write_json(path, self._scores(self._evidence) | {"seconds": 0.0, "mask_seconds": 0.0})
-        return self._cell(ORIGINAL, read_json(path), self.trained / "model")
+        path = self.folder / f"original-{short({'trained': self.trained.name, 'forget': self.forget})}.json"
+        found = self.recorded(path, lambda: self._scores(self._evidence) | {"seconds": 0.0, "mask_seconds": 0.0})
+        return self.cell(ORIGINAL, found, self.trained / "model")
 
     def _erased(self, row: Row, seed: int) -> Cell:
         """Erase and measure, unless that was done before."""
@@ -106,20 +147,13 @@ class Column:
             judging=Judging(metrics=OF_CLASSIFIERS),
             evaluate=False,
         )
-        out = self.folder / f"{row.slug}-{_short({**asdict(request), 'model': self.trained.name})}"
+        out = self.folder / f"{row.slug}-{short({**asdict(request), 'model': self.trained.name})}"
         path = out.parent / f"{out.name}.json"
-        if not path.is_file():
-            tell(f"{self.scenario.name}, seed {self.seed}: {row.name}")
-            try:
-                write_json(path, self._made(request, out))
-            except NotApplicableError as error:
-                return self._cell(row.name, {"failed": str(error)}, out / "model")
-            except DivergedError as error:
-                write_json(path, {"failed": str(error)})
-        return self._cell(row.name, read_json(path), out / "model")
+        return self.tried(row.name, path, out / "model", lambda: self._made(request, out))
 
     def _made(self, request: Request, out: Path) -> dict[str, Any]:
-        erase(request, out)
+        erase(request, out, report=False)
+        PartialState().wait_for_everyone()  # the main process has saved the model
         record = read_record(out / "run.json")
         scores = self._scores(self._evidence_of(load_model(out).to(device()), self._evidence))
         return {"mask": record["settings"]["mask"], **record["trained"], **scores}
@@ -134,18 +168,19 @@ class Column:
     def margins(self, cell: Cell) -> dict[str, np.ndarray]:
         """The margins of a cell's model on the forget set and on the test split, (n,) each; computed once."""
         assert cell.model is not None
-        path = self.folder / f"margins-{_short({'model': cell.model.parent.name, 'forget': self.forget})}.safetensors"
-        if not path.is_file():
-            evidence = self._evidence_of(load_model(cell.model).to(device()), None)
-            parts: tuple[Split, ...] = ("forget", "test")
-            write_tensors(path, {part: torch.from_numpy(evidence.answers(part).margins) for part in parts})
-        return {part: tensor.numpy() for part, tensor in read_tensors(path)[0].items()}
+        path = self.folder / f"margins-{short({'model': cell.model.parent.name, 'forget': self.forget})}.safetensors"
+        if agreed(path.is_file()):
+            return {part: tensor.numpy() for part, tensor in read_tensors(path)[0].items()}
+        evidence = self._evidence_of(load_model(cell.model).to(device()), None)
+        parts: tuple[Split, ...] = ("forget", "test")
+        found: dict[str, np.ndarray] = {part: evidence.answers(part).margins for part in parts}
+        if is_main():
+            write_tensors(path, {part: torch.from_numpy(values) for part, values in found.items()})
+        return found
 
-    def _cell(self, name: str, result: Mapping[str, Any], model: Path) -> Cell:
-        return Cell(self.scenario.name, name, self.seed, result, None if "failed" in result else model)
 
-
-def _short(settings: Mapping[str, Any]) -> str:
+def short(settings: Mapping[str, Any]) -> str:
+    """The settings as part of a file's name."""
     return fingerprint(settings)[:10]
 
 
@@ -153,7 +188,7 @@ def trained_original(plan: Plan, folder: Path, scenario: Scenario, seed: int) ->
     """The run folder of the trained original, shared by all scenarios that train it alike."""
     recipe = options.build(ClassifierRecipe, "[train]", plan.train, scenario.train)
     source = {"data": placed(plan.data), "data_dir": plan.data_dir, "limit": plan.limit, **asdict(recipe)}
-    out = folder / "originals" / f"seed-{seed}-{_short({**source, 'image_size': plan.image_size})}"
+    out = folder / "originals" / f"seed-{seed}-{short({**source, 'image_size': plan.image_size})}"
     if not (out / "model").is_dir():
         tell(f"{scenario.name}, seed {seed}: training the original")
     train(recipe, plan.data, out, data_dir=plan.data_dir, image_size=plan.image_size, limit=plan.limit, seed=seed)

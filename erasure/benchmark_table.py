@@ -6,29 +6,45 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from erasure import plots
 from erasure.benchmark_cells import Cell
-from erasure.benchmark_plan import AGAIN, ORIGINAL, RETRAIN, Plan, Scenario
+from erasure.benchmark_erasing import cost
+from erasure.benchmark_plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN, Plan, Scenario
 from erasure.metrics.avg_gap import average_gap
-from erasure.report import aligned, rendered, titled
+from erasure.report import aligned
 from erasure.statistics import over_seeds
 
 COLUMNS = {
     "ua": "UA",
     "ra": "RA",
+    "ira": "IRA",
+    "cra": "CRA",
+    "composition": "pairs right",
+    "kept": "kept",
+    "fd_classifier": "FD (classifier)",
+    "paired_distance": "paired distance",
     "ta": "TA",
     "mia": "MIA",
     "avg_gap": "AvgGap",
     "seconds": "RTE s",
     "mask_seconds": "of it mask s",
     "speed": "Retrain / RTE",
+    "peak_memory": "peak MB",
+    "changed": "weights changed %",
     "loss_auc": "loss AUC",
     "u_lira": "U-LiRA",
     "klom_forget": "KLoM forget",
     "klom_test": "KLoM test",
 }
-DIGITS = {"loss_auc": 3, "klom_forget": 2, "klom_test": 2}  # of a number in the table; one where nothing is said
-LARGE_FIRST = ("ua", "ra", "ta", "mia", "speed")
+DIGITS = {
+    "loss_auc": 3,
+    "klom_forget": 2,
+    "klom_test": 2,
+    "fd_classifier": 2,
+    "paired_distance": 2,
+    "peak_memory": 0,
+}  # of a number in the table; one where nothing is said
+LARGE_FIRST = ("ua", "ra", "ta", "mia", "speed", "ira", "cra", "composition", "kept", "clip_score")
+KEPT = ("ra", "ira", "cra", "composition")  # what a generator keeps
 
 
 def tabled(plan: Plan, scenario: Scenario, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -40,35 +56,61 @@ def tabled(plan: Plan, scenario: Scenario, cells: Sequence[Cell]) -> dict[str, A
     for name in names:
         own = [cell for cell in cells if cell.row == name]
         row = kinds.get(name)
+        extra = _strip(own) if plan.family == DIFFUSION else {}
         rows.append(
             {
                 "name": name,
                 "method": row.method if row else name,
                 "mask": next((cell.result["mask"] for cell in own if "mask" in cell.result), ""),
                 "options": row.options_in(scenario) if row else {},
-                "scores": _scores(own, retrained),
+                "scores": _scores(own, retrained, plan.family),
                 "published": dict(scenario.published.get(name, {})),
                 "failed": {str(cell.seed): cell.result["failed"] for cell in own if cell.model is None},
+                **extra,
             }
         )
-    return {"name": scenario.name, "title": scenario.title, "forget": scenario.forget, "rows": rows}
+    return {"name": scenario.name, "title": scenario.title, "forget": scenario.what, "rows": rows}
 
 
-def _scores(cells: Sequence[Cell], retrained: Mapping[int, Cell]) -> dict[str, Any]:
+def _strip(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The picture of a row's first seed, and the names of what it shows."""
+    found = cells[0].result
+    return {"strip": found.get("strip"), "shown": found.get("shown"), "n": _counts(cells)}
+
+
+def _counts(cells: Sequence[Cell]) -> dict[str, int]:
+    """Over how many images each metric was taken, all seeds together."""
+    found: dict[str, int] = {}
+    for cell in cells:
+        for name, score in cell.result.get("metrics", {}).items():
+            found[name] = found.get(name, 0) + score["n"]
+    return found
+
+
+def _scores(cells: Sequence[Cell], retrained: Mapping[int, Cell], family: str) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
     for cell in cells:
         if cell.model is None:
             continue
         values = cell.values
-        reference = retrained[cell.seed]
-        if cell.row != RETRAIN:
+        reference = retrained.get(cell.seed)
+        if reference and cell.row != RETRAIN:
             values["avg_gap"] = average_gap(values, reference.values)
         if cell.row != ORIGINAL:
             values |= {key: float(cell.result[key]) for key in ("seconds", "mask_seconds")}
+        if reference and cell.row != ORIGINAL:
             values["speed"] = float(reference.result["seconds"]) / max(values["seconds"], 1e-9)
+        if family == DIFFUSION:
+            values |= _kept(values) | (cost(cell.result) if cell.row != ORIGINAL else {})
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     return {name: score(values) for name, values in found.items()}
+
+
+def _kept(values: Mapping[str, float]) -> dict[str, float]:
+    """`kept`: the mean of the shares that say what a generator still draws as asked."""
+    shares = [values[name] for name in KEPT if name in values]
+    return {"kept": sum(shares) / len(shares)} if shares else {}
 
 
 def score(values: list[float]) -> dict[str, Any]:
@@ -79,102 +121,76 @@ def score(values: list[float]) -> dict[str, Any]:
 
 def as_text(result: Mapping[str, Any]) -> str:
     """The tables for a terminal, one a scenario."""
-    parts = []
-    for scenario in result["scenarios"]:
-        columns = _columns(scenario)
-        lines = [["", "mask", *(COLUMNS[name] for name in columns)]]
-        for row in scenario["rows"]:
-            lines.append([row["name"], row["mask"], *(_shown(row, name) for name in columns)])
-            if row["published"]:
-                lines.append([f"  {row['name']} (paper)", "", *(_published(row, name) for name in columns)])
-        parts.append(f"{scenario['title']}  (forget {scenario['forget']})\n\n{aligned(lines)}")
-    parts += result["notes"]
-    return "\n\n".join(parts)
+    return "\n\n".join([*(scenario_text(scenario) for scenario in result["scenarios"]), *result["notes"]])
+
+
+def scenario_text(scenario: Mapping[str, Any]) -> str:
+    """One scenario's table for a terminal."""
+    columns = columns_of(scenario)
+    lines = [["", "mask", *(COLUMNS.get(name, name) for name in columns)]]
+    for row in scenario["rows"]:
+        lines.append([row["name"], row["mask"], *(shown(row, name) for name in columns)])
+        if row["published"]:
+            lines.append([f"  {row['name']} (paper)", "", *(published(row, name) for name in columns)])
+    return f"{scenario['title']}  (forget {scenario['forget']})\n\n{aligned(lines)}"
 
 
 def notes(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader of the table must know, and every cell that has no numbers."""
     tuned = f"; options were tuned on seed {', '.join(map(str, plan.tuned_on))}" if plan.tuned_on else ""
     found = [f"Everything was cut to {plan.steps} steps: it runs, and its numbers mean nothing."] if plan.steps else []
-    found += [
-        f"Means over seeds {', '.join(map(str, plan.seeds))} with 95 % Student-t intervals{tuned}.",
-        f"AvgGap: mean of the gaps of UA, RA, TA and MIA to {RETRAIN} of the same seed. The row {AGAIN!r} is a second "
-        "Retrain from other weights: its gap is the noise floor, below which rows do not differ.",
-    ]
+    found.append(f"Means over seeds {', '.join(map(str, plan.seeds))} with 95 % Student-t intervals{tuned}.")
+    if plan.family == DIFFUSION:
+        found.append(_of_erasing(plan, scenarios))
+    else:
+        found.append(
+            f"AvgGap: mean of the gaps of UA, RA, TA and MIA to {RETRAIN} of the same seed. The row {AGAIN!r} is a "
+            "second Retrain from other weights: its gap is the noise floor, below which rows do not differ."
+        )
     for scenario in scenarios:
         for row in scenario["rows"]:
-            for seed, reason in row["failed"].items():
-                found.append(f"{scenario['title']}: {row['name']} has no numbers for seed {seed}: {reason}")
+            for reason, seeds in _reasons(row).items():
+                many = "seeds" if len(seeds) > 1 else "seed"
+                found.append(
+                    f"{scenario['title']}: {row['name']} has no numbers for {many} {', '.join(seeds)}: {reason}"
+                )
     return found
 
 
-def as_page(result: Mapping[str, Any], facts: Mapping[str, str]) -> str:
-    """The tables as one HTML page; a click on a column's name sorts by it, without a script."""
-    return rendered(
-        "benchmark.html",
-        title=f"Benchmark: unlearning from a {result['family']} on {result['data']}",
-        scenarios=[_page_scenario(scenario) for scenario in result["scenarios"]],
-        longest=len(COLUMNS),
-        notes=result["notes"],
-        facts=facts,
-    )
-
-
-def _page_scenario(scenario: Mapping[str, Any]) -> dict[str, Any]:
-    columns = _columns(scenario)
-    lines: list[dict[str, Any]] = []
-    for row in scenario["rows"]:
-        means = {name: row["scores"].get(name, {}).get("mean") for name in columns}
-        if row["name"] == RETRAIN:
-            means["avg_gap"] = 0.0
-        lines.append({"name": row["name"], "mask": row["mask"], "values": means, "cells": _cells(row, columns)})
-        if row["published"]:
-            cells = [{"value": _published(row, name), "interval": ""} for name in columns]
-            values = {name: row["published"].get(name) for name in columns}
-            lines.append({"name": f"{row['name']} (paper)", "mask": "", "values": values, "cells": cells})
-    for name in columns:
-        order = sorted(range(len(lines)), key=[_sorting(name, line["values"][name]) for line in lines].__getitem__)
-        for rank, index in enumerate(order):
-            lines[index].setdefault("ranks", []).append(rank)
-    gaps = {
-        row["name"]: (row["scores"]["avg_gap"]["mean"], row["scores"]["avg_gap"]["interval"])
-        for row in scenario["rows"]
-        if "avg_gap" in row["scores"]
-    }
-    floor = gaps[AGAIN][0] if AGAIN in gaps else None
-    figure = (
-        titled(f"AvgGap, {scenario['title']}", plots.intervals(gaps, "AvgGap %", reference=floor)) if gaps else None
-    )
-    return {
-        "title": scenario["title"],
-        "forget": scenario["forget"],
-        "header": [COLUMNS[name] for name in columns],
-        "rows": lines,
-        "figure": figure,
-    }
-
-
-def _cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[dict[str, str]]:
-    found = []
-    for name in columns:
-        value, _, half = _shown(row, name).partition(" ± ")
-        found.append({"value": value, "interval": f"± {half}" if half else ""})
+def _reasons(row: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The seeds without numbers, by why there are none."""
+    found: dict[str, list[str]] = {}
+    for seed, reason in row["failed"].items():
+        found.setdefault(reason, []).append(seed)
     return found
 
 
-def _sorting(name: str, value: float | None) -> tuple[bool, float]:
-    """Rows without a number stand last."""
-    if value is None:
-        return True, 0.0
-    return False, -value if name in LARGE_FIRST else value
+def _of_erasing(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> str:
+    """What the columns are, and over how many images."""
+    counts: dict[str, set[int]] = {}
+    for n in (row["n"] for scenario in scenarios for row in scenario["rows"][:1]):
+        for name, count in n.items():
+            counts.setdefault(COLUMNS.get(name, name), set()).add(count)
+    images = ", ".join(f"{name} {' or '.join(map(str, sorted(found)))}" for name, found in counts.items())
+    searched = "Options were searched on " + ", ".join(one.what for one in plan.tuning) + ". " if plan.tuning else ""
+    return (
+        f"{searched}Images, all seeds together: {images}. 'kept' is the mean of "
+        f"{', '.join(COLUMNS[name] for name in KEPT if COLUMNS[name] in counts)}. FD over few images is large for "
+        "every row, the original too: compare rows of one table. Seconds include the mask; peak MB is how far "
+        "memory rose while the method ran."
+    )
 
 
-def _columns(scenario: Mapping[str, Any]) -> list[str]:
+def columns_of(scenario: Mapping[str, Any]) -> list[str]:
+    """The columns that have a number in any row, in their order; other metrics come last."""
     measured = {name for row in scenario["rows"] for name in (*row["scores"], *row["published"])}
-    return [name for name in COLUMNS if name in measured]
+    if len(measured & set(KEPT)) == 1:  # its mean says nothing new
+        measured -= {"kept"}
+    return [name for name in COLUMNS if name in measured] + sorted(measured - set(COLUMNS))
 
 
-def _shown(row: Mapping[str, Any], name: str) -> str:
+def shown(row: Mapping[str, Any], name: str) -> str:
+    """A row's mean in a column with half its interval, a dash where there is none."""
     found = row["scores"].get(name)
     if found is None:
         return "0" if name == "avg_gap" and row["name"] == RETRAIN else "-"
@@ -185,6 +201,7 @@ def _shown(row: Mapping[str, Any], name: str) -> str:
     return f"{text} ± {found['interval'][1] - found['mean']:.{digits}f}"
 
 
-def _published(row: Mapping[str, Any], name: str) -> str:
+def published(row: Mapping[str, Any], name: str) -> str:
+    """What a paper reports for a row in a column."""
     value = row["published"].get(name)
     return "-" if value is None else f"{value:g}"

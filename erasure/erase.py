@@ -15,10 +15,12 @@ from erasure.data import Dataset
 from erasure.errors import DivergedError, NotApplicableError, OptionError, suggestion
 from erasure.evaluate import measured
 from erasure.judging import Judging
-from erasure.make_mask import MASKS, read_mask
+from erasure.make_mask import MASKS, SCORED, read_mask
 from erasure.mask import Mask
+from erasure.memory import measured_peak
 from erasure.methods._base import Job, Method
 from erasure.models import DiffusionModel, Model, load_model, located
+from erasure.moved import moved
 from erasure.processes import agreed, device
 from erasure.report import write_report
 from erasure.room import require_room
@@ -57,11 +59,12 @@ class _Plan:
     judging: Judging
 
 
-def erase(request: Request, out: str | Path) -> dict[str, Any]:
+def erase(request: Request, out: str | Path, *, report: bool = True) -> dict[str, Any]:
     """Carry out `request` in the folder `out`; returns `ua`, `ra`, `seconds`, all metrics, and the same of `original`.
 
     The folder gets run.json, log.jsonl, mask.safetensors, model/ (a folder that the stock library loads), samples/ and
-    report.html. The same request on the same folder continues a killed run, with the same bits, or returns its result.
+    report.html (unless `report` says no). The same request on the same folder continues a killed run, with the same
+    bits, or returns its result.
     """
     request.judging.check()
     if request.probe_every < 0:
@@ -79,7 +82,7 @@ def erase(request: Request, out: str | Path) -> dict[str, Any]:
         subject.check_judge(request.judging)
     settings = _settings(request, model, subject, method, scoring)
     judging = Judging.from_json(settings["judging"])
-    return _carried_out(settings, out, _Plan(model, subject, method, scoring, judging))
+    return _carried_out(settings, out, _Plan(model, subject, method, scoring, judging), report)
 
 
 def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
@@ -94,12 +97,9 @@ def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
     subject = recorded(model, settings)
     if any(subject.settings.get(key) != settings.get(key) for key in ("data_hash", "images_hash", "parts_hash")):
         raise OptionError(f"the images of {config} are no longer the same: they have changed since")
-    if (
-        settings["mask"] not in MASKS
-        and hash_tensors(read_mask(settings["mask"], model).tensors) != settings["mask_hash"]
-    ):
-        raise OptionError(f"{settings['mask']} is no longer the mask of {config}: it has changed")
     method = options.build(registry.load("methods", settings["method"]), settings["method"], settings["options"])
+    if settings["mask_hash"] != _hash_of(settings["mask"], method.part_of(model)):
+        raise OptionError(f"{settings['mask']} is no longer the mask of {config}: it has changed")
     scoring = options.build(SaliencySettings, "saliency", settings["saliency"])
     judging = Judging.from_json(settings["judging"])
     return _carried_out(settings, out, _Plan(model, subject, method, scoring, judging))
@@ -134,8 +134,8 @@ def _settings(
     request: Request, model: Model, subject: Subject, method: Method, scoring: SaliencySettings
 ) -> dict[str, Any]:
     mask = request.mask or method.default_mask
-    if mask != "none" and not method.takes_mask:
-        raise NotApplicableError(f"--mask {mask} has no meaning for {request.method}, which keeps no original weight")
+    if mask != "none" and method.no_mask:
+        raise NotApplicableError(f"--mask {mask} has no meaning for {request.method}: {method.no_mask}")
     classifier = request.judging.classifier
     judging = request.judging.as_json() | {"classifier": located(classifier) if classifier else None}
     return {
@@ -145,7 +145,7 @@ def _settings(
         "method": request.method,
         "options": asdict(method),
         "mask": mask if mask in MASKS else str(Path(mask).resolve()),
-        "mask_hash": None if mask in MASKS else hash_tensors(read_mask(mask, model).tensors),
+        "mask_hash": _hash_of(mask, method.part_of(model)),
         "saliency": asdict(scoring),
         "seed": request.seed,
         "evaluate": request.evaluate,
@@ -154,7 +154,12 @@ def _settings(
     }
 
 
-def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan) -> dict[str, Any]:
+def _hash_of(mask: str, part: Model) -> str | None:
+    """The hash of a mask that is a file, None of one that is made."""
+    return None if mask in MASKS else hash_tensors(read_mask(mask, part).tensors)
+
+
+def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan, report: bool = True) -> dict[str, Any]:
     with Run(out, "erase", settings) as run:
         run.document = agreed(run.document)
         if run.done:
@@ -182,7 +187,8 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan) -> dict
             result |= measured(after, plan.judging.metrics)
             result["original"] = {"seconds": 0.0, **measured(before, plan.judging.metrics)}
         if is_main():
-            write_report(run, result, before, after)
+            if report:
+                write_report(run, result, before, after)
             run.finish(result)
             (run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return result
@@ -194,7 +200,11 @@ def _train(run: Run, plan: _Plan) -> None:
     held = 4 * sum(parameter.numel() for parameter in model.network.parameters())
     # The cleaned model, a checkpoint (network and two moments), and the same once more while it is replaced.
     require_room(run.folder, 5 * held, "this run", "give --out on another disk")
-    forget, retain = subject.forget_data, subject.retain_data
+    if plan.method.needs_images or settings["mask"] in SCORED:
+        forget, retain = subject.forget_data, subject.retain_data
+    else:
+        subject.prepare(model)
+        forget = retain = Dataset.nothing()
     run.update(device=str(model.device), threads=torch.get_num_threads())
     mask = _mask(run, plan, forget)
     on_step = _probing(settings["probe_every"], plan)
@@ -205,7 +215,8 @@ def _train(run: Run, plan: _Plan) -> None:
     subject.mark(model.info)
     job = Job(subject.task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
     try:
-        outcome = plan.method.erase(model, job)
+        with measured_peak() as peak:
+            outcome = plan.method.erase(model, job)
     except DivergedError as error:
         if error.step and is_main():
             model.save(run.folder / "model")
@@ -223,8 +234,8 @@ def _train(run: Run, plan: _Plan) -> None:
             "seconds": outcome.seconds + mask_seconds,
             "mask_seconds": mask_seconds,
             "steps": len(outcome.records),
-            "hash": model.hash,
-            **_change(model, original_of(settings, torch.device("cpu"))),
+            **peak,
+            **moved(plan.method, model, original_of(settings, torch.device("cpu"))),
         },
     )
 
@@ -237,35 +248,23 @@ def original_of(settings: Mapping[str, Any], on: torch.device) -> Model:
     return model
 
 
-def _change(model: Model, original: Model) -> dict[str, Any]:
-    """How many weights changed, and the norm of the change relative to the weights'."""
-    changed = total = 0
-    moved = size = 0.0
-    for after, before in zip(model.network.parameters(), original.network.parameters(), strict=True):
-        moved_by = after.detach().cpu() - before.detach()
-        changed += int((after.detach().cpu() != before).sum())
-        total += after.numel()
-        moved += float(moved_by.double().square().sum())
-        size += float(before.detach().double().square().sum())
-    return {"changed_weights": changed, "total_weights": total, "relative_change": (moved / size) ** 0.5}
-
-
 def _mask(run: Run, plan: _Plan, forget: Dataset) -> Mask | None:
     """The run's mask, made once and kept as mask.safetensors; its seconds go to run.json."""
     kind, path = run.settings["mask"], run.folder / "mask.safetensors"
     if kind == "none":
         return None
+    part = plan.method.part_of(plan.model)
     if path.is_file():
         mask = Mask.load(path)
-        mask.check(plan.model.network)
+        mask.check(part.network)
         return mask
     began = time.perf_counter()
     partial = run.folder / ".saliency"
     if kind in MASKS:
         how = (forget, plan.scoring, run.settings["seed"], partial, run.fingerprint, plan.subject.task.concept)
-        mask = build_mask(kind, plan.model, *how, low_memory=getattr(plan.method, "memory", "") == "low")
+        mask = build_mask(kind, part, *how, low_memory=getattr(plan.method, "memory", "") == "low")
     else:
-        mask = read_mask(kind, plan.model)
+        mask = read_mask(kind, part)
     run.update(mask_seconds=time.perf_counter() - began, mask_density=mask.density)
     if is_main():
         mask.save(path)

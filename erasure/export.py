@@ -16,9 +16,10 @@ from torch import Tensor
 
 from erasure.contents import Original, original
 from erasure.delta import DELTA, VALUES_ONLY, applied, check_fits
-from erasure.errors import ModelError, OptionError, OutputError, RunError, suggestion
+from erasure.errors import ModelError, NotApplicableError, OptionError, OutputError, RunError, suggestion
 from erasure.forms import FORMATS, Cleaned, Manner, settled, write
 from erasure.models import Model, load_model, resolve
+from erasure.models._steering import Steering
 from erasure.notes import tell
 from erasure.provenance import MARKS, SIDECAR, name_of, provenance_of, read_provenance
 from erasure.run import read_json, read_record
@@ -42,24 +43,30 @@ def export(
     `dtype` is one of DTYPES (default: what the base came in), `rank` and `lora_keys` are a LoRA's, `base` says where
     the run's original is now. `out` must not exist, unless it is an earlier export of the same model. Raises RunError
     for a run that is not done, ModelError when its model or its original is no longer what it was, OutputError when the
-    disk has no room.
+    disk has no room, NotApplicableError for a run that changed no weight.
     """
     if form not in FORMATS:
         raise OptionError(f"unknown --format {form!r}{suggestion(form, FORMATS)}")
     manner = Manner(_number_format(dtype), rank, lora_keys)
     folder, target = Path(run), Path(out)
     document = _finished(folder)
-    _check_free(target, document["trained"]["hash"])
+    _check_free(target, document["trained"])
     model = load_model(folder)
+    _check_changed(folder, document, model)
     provenance, settings = provenance_of(document, model.info), document["settings"]
     before, place = _original(folder, settings, base, model)
     cleaned = Cleaned(before, model, provenance, _template(place))
     settled(form, cleaned, target, manner)
-    if model.hash != provenance["hash"]:
+    if model.hash != provenance["hash"] or _other(cleaned.after, provenance.get("part_hash")):
         raise ModelError(f"{folder / 'model'} is not the model this run made: its weights have changed since")
-    if before.hash != settings["model_hash"]:
+    if before.hash != settings["model_hash"] or _other(cleaned.before, provenance.get("base_part_hash")):
         raise ModelError(f"{place} is no longer the model this run began from: its weights have changed")
     return _result(target, form, write(form, cleaned, target, manner))
+
+
+def _other(tensors: Mapping[str, Tensor], recorded: str | None) -> bool:
+    """Whether tensors have another hash than was recorded of them, where one was."""
+    return recorded is not None and hash_tensors(tensors) != recorded
 
 
 def _finished(folder: Path) -> dict[str, Any]:
@@ -71,6 +78,17 @@ def _finished(folder: Path) -> dict[str, Any]:
     if document["verb"] != "erase" or document["status"] != "done" or "trained" not in document:
         raise RunError(f"{folder} is not a finished erasure: run `erasure erase --out {folder} ...` first")
     return document
+
+
+def _check_changed(folder: Path, document: Mapping[str, Any], model: Model) -> None:
+    """Raise NotApplicableError for a run that left an instruction for drawing, and the original's weights."""
+    if document["trained"].get("moves") != "nothing":
+        return
+    steering = Steering.of(model.info)
+    advice = f": {steering.advice()}" if steering else ""
+    raise NotApplicableError(
+        f"{folder} changed no weight ({document['settings']['method']}), there is nothing to export{advice}"
+    )
 
 
 def _number_format(name: str | None) -> torch.dtype | None:
@@ -126,7 +144,7 @@ def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | 
     if not own:
         tell(f"{delta} was applied to another model than it was made for: audit the result again")
         provenance = _of_relative(provenance, model, base.hash, found)
-    _check_free(target, found)
+    _check_free(target, {"hash": found})
     _put(base, moved, provenance)
     written = write(form, replace(cleaned, provenance=_bare(provenance)), target, Manner(number_format))
     return _result(target, "delta applied", written)
@@ -172,27 +190,30 @@ def _bare(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in provenance.items() if key not in ("format", "dtype", "changed", "sha256")}
 
 
-def _check_free(target: Path, own_hash: str) -> None:
-    """Refuse to replace anything but an earlier export of the same model."""
+def _check_free(target: Path, own: Mapping[str, Any]) -> None:
+    """Refuse to replace anything but an earlier export of the same model, whose hashes are `own`."""
     if target.is_dir():
         sidecar = target / SIDECAR
-        found = read_json(sidecar).get("hash") if sidecar.is_file() else None
-        free = found == own_hash or not any(target.iterdir())
+        found = read_json(sidecar) if sidecar.is_file() else None
+        free = _same(found, own) or not any(target.iterdir())
     elif target.exists():
-        free = _hash_inside(target) == own_hash
+        free = _same(_inside(target), own)
     else:
         free = True
     if not free:
         raise OutputError(f"--out {target} exists and is something else: give another --out or remove it")
 
 
-def _hash_inside(target: Path) -> str | None:
-    """The cleaned model's hash in the provenance of an earlier export, None for any other file."""
+def _same(found: Mapping[str, Any] | None, own: Mapping[str, Any]) -> bool:
+    return found is not None and all(found.get(key) == own.get(key) for key in ("hash", "part_hash"))
+
+
+def _inside(target: Path) -> dict[str, Any] | None:
+    """The provenance of an earlier export, None for any other file."""
     try:
-        found = read_provenance(read_tensors(target)[1], target)
+        return read_provenance(read_tensors(target)[1], target)
     except ModelError:
         return None
-    return found.get("hash") if found else None
 
 
 def _size(target: Path) -> int:

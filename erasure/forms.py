@@ -30,7 +30,7 @@ from erasure.errors import NotApplicableError, OptionError
 from erasure.lora import decomposed, kohya_metadata, named
 from erasure.model_card import card
 from erasure.models import Model
-from erasure.models._layout import original_tensors
+from erasure.models._layout import TEXT_MODEL, original_tensors
 from erasure.models._single import info_metadata
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.processes import device
@@ -70,11 +70,26 @@ class Cleaned:
             )
         return self.model
 
+    @property
+    def part(self) -> str:
+        """The component that the run moved."""
+        states = states_of(self.model)
+        return next(iter(states)) if self.provenance.get("moves", "network") == "network" else "text_encoder"
+
+    @property
+    def before(self) -> Mapping[str, Tensor]:
+        """The base's tensors of that component, float32."""
+        return as_written(self.base.states[self.part], lambda _: torch.float32)
+
+    @property
+    def after(self) -> Mapping[str, Tensor]:
+        """The cleaned model's."""
+        return states_of(self.model)[self.part]
+
     def changed(self) -> dict[str, Tensor]:
-        """The tensors of the network that differ from the base's, float32."""
-        before = self.base.network
-        after = self.model.network.state_dict().items()
-        return {name: tensor for name, tensor in after if not torch.equal(as_bits(before[name]), as_bits(tensor))}
+        """The tensors of that component that differ from the base's, float32."""
+        before = self.before
+        return {name: t for name, t in self.after.items() if not torch.equal(as_bits(before[name]), as_bits(t))}
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,8 @@ def write(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> dict[str
 def settled(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> str:
     """The form that will be written for `form`, before anything is computed.
 
-    Raises NotApplicableError for a form that the family has not, OptionError for a choice that the form has not,
-    OutputError when the disk of `target` has no room for it.
+    Raises NotApplicableError for a form that the family or what moved has not, OptionError for a choice that the form
+    has not, OutputError when the disk of `target` has no room for it.
     """
     if form == "safetensors" and isinstance(cleaned.model, StableDiffusion) and cleaned.model.one_file:
         form = "single-file"
@@ -110,6 +125,11 @@ def settled(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> str:
         raise OptionError(f"--dtype has no meaning for {what}: leave it out")
     if form in ("single-file", "unet", "lora"):
         cleaned.stable_diffusion(form)
+    if form in ("unet", "delta", "lora") and cleaned.provenance.get("moves") == "text encoder":
+        raise NotApplicableError(
+            f"--format {form} holds the UNet, and {cleaned.provenance['method']} moved the text encoder alone: "
+            "take diffusers or single-file"
+        )
     require_room(target.parent, _size(form, cleaned, manner), f"--format {form}", "give --out on another disk")
     return form
 
@@ -199,8 +219,13 @@ def _single_file(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, An
 def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> dict[str, Any]:
     """The base's own file with the changed tensors in it."""
     file, raw, changed = single_file.read(template), raw_tensors(template), cleaned.changed()
-    kept = {name: raw[name] for name in raw if not (changed and name.startswith(single_file.AVERAGED))}
-    moved = original_tensors(file.kind, "unet", changed, file.configs["unet"])
+    part = cleaned.part
+    if changed and part != "unet":  # whole: SD 2 keeps query, key and value of its text encoder in one
+        changed = dict(cleaned.after)
+    stale = single_file.AVERAGED if changed and part == "unet" else "\0"
+    kept = {name: raw[name] for name in raw if not name.startswith(stale)}
+    moved = original_tensors(file.kind, part, changed, file.configs[part])
+    moved = {name if name in kept else name.replace(TEXT_MODEL, "", 1): tensor for name, tensor in moved.items()}
 
     def dtype_of(name: str) -> torch.dtype:
         return manner.dtype or kept[name].dtype
@@ -215,7 +240,7 @@ def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> 
     return _as_file(
         target,
         _described(cleaned, "single-file", manner.dtype or file.dtype, **facts),
-        lambda metadata: single_file.patch(template, target, {"unet": changed}, {**told, **metadata}, manner.dtype),
+        lambda metadata: single_file.patch(template, target, {part: changed}, {**told, **metadata}, manner.dtype),
     )
 
 

@@ -18,6 +18,7 @@ from erasure.saliency import SaliencySettings, build_mask
 from erasure.subjects import Wanted, subject_of
 
 MASKS = ("saliency", "none", "random", "inverted")
+SCORED = ("saliency", "inverted")  # those that are made from gradients on what is to be forgotten
 
 
 def make_mask(

@@ -21,7 +21,7 @@ def u_lira(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     """How often a likelihood-ratio attack is right about a sample, (n,) in percent; 50 is ideal.
 
     From margins (models, n) of unlearned and of retrained models it must say which of both a model is. For every sample
-    it fits a normal distribution to each side (U-LiRA; Kurmanji et al., 2023, and Hayes et al., 2024, section 4) and
+    it fits a normal distribution to each side (U-LiRA; Kurmanji et al., 2023, and Hayes et al., 2024) and
     chooses the likelier one. The models that it judges, one of each side at a time, are left out of both fits, so that
     it is right half of the time when both sides are alike. An undecided answer counts half.
     Raises OptionError for sides of unequal size, or fewer than four models.

@@ -7,16 +7,21 @@ optimiser moves each tensor within that pass, one tensor's gradient is all there
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from erasure import free_weights
 from erasure.errors import NotApplicableError
 from erasure.mask import Mask
 
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 FLOAT = 4  # bytes; weights, gradients and an optimiser's state are float32
 BLOCK = 256  # weights that share one scale in an 8-bit state (Dettmers et al., 2022)
 
@@ -109,3 +114,35 @@ def recomputed_activations(network: Any, asked: bool | None, suggested: bool) ->
         yield
     finally:
         network.disable_gradient_checkpointing()
+
+
+@contextmanager
+def measured_peak() -> Iterator[dict[str, int]]:
+    """A dictionary that, after the block, has `peak_memory`: by how many bytes memory rose above where it began.
+
+    On CUDA it is the device's, else the process's resident memory; where the system does not tell, it stays empty.
+    """
+    found: dict[str, int] = {}
+    gc.collect()
+    if torch.cuda.is_available():
+        start = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        yield found
+        found["peak_memory"] = torch.cuda.max_memory_allocated() - start
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that was freed before would be counted as still held
+    try:
+        RESET.write_text("5")  # the peak is taken anew from here (Linux, proc(5))
+        start = _resident("VmRSS")
+    except OSError:
+        yield found
+        return
+    yield found
+    found["peak_memory"] = _resident("VmHWM") - start
+
+
+def _resident(entry: str) -> int:
+    """An entry of the process's status, in bytes."""
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return 1024 * int(lines[entry].split()[0])

@@ -77,7 +77,8 @@ def _how(found: Mapping[str, Any]) -> str:
     lines = [
         f"- method: {found['method']}, seed {found['seed']}, {found['tool']}",
         f"- weights that may move: {mask}",
-        f"- changed: {found['changed_weights']:,} of {found['total_weights']:,} weights of the network",
+        f"- changed: {found['changed_weights']:,} of {found['total_weights']:,} weights of the "
+        f"{found.get('moves', 'network')}",
         f"- number format: {found['dtype']}",
     ]
     concept = found.get("concept")

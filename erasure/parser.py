@@ -20,7 +20,7 @@ VERBS = {
     "evaluate": "measure a run or a model",
     "audit": "draw prompts, or take images, and say what a detector sees: counts, intervals, a verdict",
     "compare": "put runs or audits side by side",
-    "benchmark": "compare methods over scenarios and seeds, in one table beside Retrain",
+    "benchmark": "compare methods over scenarios and seeds, in one table beside the original",
     "export": "write a cleaned model for other tools",
     "verify": "say what a file is, and prove what changed in it",
     "list": "list methods, metrics, models, data or concepts",

@@ -30,6 +30,7 @@ def provenance_of(document: Mapping[str, Any], info: Mapping[str, Any] | None = 
         "base": name_of(settings["model"]),
         "base_hash": settings["model_hash"],
         "hash": trained["hash"],
+        **{key: trained[key] for key in ("moves", "part_hash", "base_part_hash") if key in trained},
         "data_hash": settings.get("data_hash"),
         "forget": settings["forget"],
         "anchor": _anchors(settings.get("concept")),

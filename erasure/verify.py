@@ -17,6 +17,7 @@ from torch import Tensor
 from erasure.contents import (
     as_written,
     change,
+    component_of,
     configs_of,
     folder_tensors,
     hashes,
@@ -159,8 +160,10 @@ def _against(found: _Found, base: str) -> list[str]:
     _same_names(found, before, after, provenance["changed"])
     for name in after:
         _as_recorded(found.path, name, change(before[name], after[name]), provenance["changed"].get(name), base)
-    kept = len(after) - len(provenance["changed"])
-    return [f"{kept} tensors are those of {base} bit for bit, {len(provenance['changed'])} changed as recorded"]
+    changed = provenance["changed"]
+    parts = ", ".join(dict.fromkeys(component_of(found.form, name) for name in changed))
+    told = f"{len(changed)} changed as recorded{f', of the {parts}' if parts else ''}"
+    return [f"{len(after) - len(changed)} tensors are those of {base} bit for bit, {told}"]
 
 
 def _same_names(

@@ -1,7 +1,7 @@
 """Rewrite the README's tables from what was measured and from the plug-ins themselves: `make readme`.
 
-Numbers come from benchmarks/demo.json, demo-full.json, audits.json and results.json, which the commands named there
-wrote. A test keeps README and sources equal, so no number is typed by hand.
+Numbers come from benchmarks/demo.json, demo-full.json, audits.json, results.json and the plans' own files, which the
+commands named there wrote. A test keeps README and sources equal, so no number is typed by hand.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from erasure import registry
+from erasure.benchmark_table import scenario_text
 from erasure.report import as_text, table
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +75,14 @@ def audits() -> str:
     return "\n".join(rows)
 
 
+def benchmark(name: str) -> str:
+    """The tables of a plan, and what must be known of them."""
+    found = _read(f"{name}.json")
+    tables = [f"```text\n{scenario_text(scenario)}\n```" for scenario in found["scenarios"]]
+    minutes = f"All of it took {found['seconds'] / 60:.0f} minutes on {found['threads']} threads."
+    return "\n\n".join([*tables, " ".join([*found["notes"], minutes])])
+
+
 def plugins() -> str:
     """One row a plug-in, from the first line of its docstring."""
     rows = ["| kind | name | what it is |", "|---|---|---|"]
@@ -89,6 +99,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "full": full,
     "sd": sd,
     "audits": audits,
+    **{name: partial(benchmark, name) for name in ("digits", "digits-many-models", "cifar10-small")},
     "speed": speed,
     "plug-ins": plugins,
 }

@@ -11,7 +11,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import audit as audit_benchmark
 from benchmarks import detectors as detector_benchmark
-from benchmarks import gpu, gpu_sd, sd_networks, stable_diffusion, step
+from benchmarks import gpu, gpu_sd, gpu_tables, sd_networks, stable_diffusion, step
 from benchmarks import mask as mask_benchmark
 from benchmarks.official import official_mask
 from benchmarks.official_sd import Encoders, Images, OfficialSalUn
@@ -70,6 +70,16 @@ def test_the_gpu_script_runs_at_toy_size_and_goes_on_where_it_stopped(tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert again.returncode == 0 and "ddpm:" not in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["judged"]["ra"]["n"] == 40
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 archives are not beside the checkout")
+@pytest.mark.timeout(400)
+def test_the_tables_of_the_gpu_script_run_at_toy_size_and_end_with_the_minutes(tmp_path, capfd):
+    assert gpu_tables.run(tmp_path, str(CIFAR10), True, time.monotonic()) == {"resnet18": False, "ddpm-classes": False}
+    assert "the minutes are over" in capfd.readouterr().err
+    found = gpu_tables.run(tmp_path, str(CIFAR10), True, time.monotonic() + 300)
+    assert found == {"resnet18": True, "ddpm-classes": False}  # without a trained DDPM
+    assert "retrain (paper)" in capfd.readouterr().out
 
 
 @pytest.fixture

@@ -112,12 +112,12 @@ def test_wrong_labels_are_wrong_seeded_and_uniform(digits):
 
 
 @pytest.mark.parametrize("rule", ["random", "next"])
-def test_other_labels_of_samples_are_never_their_own(digits, rule):
-    from erasure.methods._relabel import _other_labels
+def testother_labels_of_samples_are_never_their_own(digits, rule):
+    from erasure.methods._relabel import other_labels
 
     labels = torch.arange(10).repeat(200)
     task = Task(digits.class_names, (), gone=(4,), samples=True)
-    drawn = _other_labels(rule, labels, task, torch.Generator().manual_seed(0))
+    drawn = other_labels(rule, labels, task, torch.Generator().manual_seed(0))
     assert not (drawn == labels).any() and not (drawn == 4).any()
     table = torch.bincount(labels * 10 + drawn, minlength=100).reshape(10, 10)
     if rule == "random":
@@ -127,7 +127,7 @@ def test_other_labels_of_samples_are_never_their_own(digits, rule):
     else:
         assert drawn[:10].tolist() == [1, 2, 3, 5, 5, 6, 7, 8, 9, 0]
     with pytest.raises(OptionError, match="single samples are of many"):
-        _other_labels("3", labels, task, torch.Generator())
+        other_labels("3", labels, task, torch.Generator())
 
 
 def test_the_subject_splits_the_training_data_in_two(classifier, digits):

@@ -229,3 +229,29 @@ def test_hub_ids_bring_what_the_hub_does_not_say(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"valid": table})
     with pytest.raises(DataError, match="has no train split"):
         hub.Hub().load("train", "someone/else")
+
+
+def test_an_archive_is_decoded_once_and_a_damaged_copy_again(tmp_path, monkeypatch):
+    from erasure.data import image_folder
+    from erasure.data.cifar10 import Cifar10
+
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / "cifar10-train.tar.gz"
+    with tarfile.open(archive, "w:gz") as tarred:
+        for number, class_name in enumerate(("cat", "dog", "ship")):
+            raw = _image(number)
+            member = tarfile.TarInfo(f"train/{class_name}/{number}.png")
+            member.size = len(raw)
+            tarred.addfile(member, io.BytesIO(raw))
+    data = Cifar10()
+    first = data._read_images(archive, "train")
+    assert first[0].shape == (3, 32, 32, 3) and first[1].tolist() == [3, 5, 8]
+    (kept,) = (tmp_path / "cache" / "decoded").iterdir()
+    decoded = []
+    monkeypatch.setattr(image_folder, "members", lambda *a, **k: decoded.append(a) or iter(()))
+    again = data._read_images(archive, "train")
+    assert not decoded and (again[0] == first[0]).all() and (again[1] == first[1]).all()
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(DataError, match="holds no images"):
+        data._read_images(archive, "train")
+    assert decoded

@@ -12,7 +12,7 @@ from torch import nn
 from erasure import registry
 from erasure.errors import NotApplicableError, OptionError
 from erasure.mask import Mask
-from erasure.memory import Counts, count, described, estimate, recomputed_activations
+from erasure.memory import Counts, count, described, estimate, measured_peak, recomputed_activations
 from erasure.methods._base import Job
 from erasure.optimise import LoopSettings, optimise
 from tests.conftest import state_of, tiny
@@ -297,3 +297,13 @@ def test_eight_bits_need_their_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(OptionError, match="--optimizer adamw8bit needs bitsandbytes: pip install"):
         optimise(network(), lambda step: {}, settings(optimizer="adamw8bit"), seed=0)
+
+
+def test_the_peak_of_a_block_is_what_it_held_at_most():
+    with measured_peak() as found:
+        held = [torch.ones(1 << 24)]  # 64 MiB
+        held.clear()
+    assert 60 << 20 < found["peak_memory"] < 100 << 20
+    with measured_peak() as found:
+        torch.ones(1 << 10)
+    assert found["peak_memory"] < 16 << 20

@@ -29,7 +29,7 @@ data.image_folder data._cifar data.cifar10 data.cifar100 data.digits data.digits
 data.svhn data.tiny_imagenet
 forget_sets
 mask
-models._base models._diffusion models._text models._components
+models._base models._steering models._diffusion models._text models._components
 models._layout_names models._layout models._kinds models._tokenizer single_file
 models.ddpm models._networks models.classifier models.stable_diffusion models.sdxl models._flow models.sd3 models.flux
 models._single models
@@ -39,7 +39,9 @@ curvature answers membership
 latents optimise
 saliency recipe recipe_sd samples distances inception clip dinov2
 evidence
-methods methods._base methods._relabel methods._one_step metrics metrics._base
+text_training attention_maps low_rank
+methods methods._base methods._relabel methods._one_step methods._keys methods._attention methods._closed_form
+methods._esd methods._steering metrics metrics._base
 plugins
 judges text_evidence judging material
 subjects._base subjects.classes subjects.samples subjects.words subjects
@@ -47,8 +49,9 @@ report audit_report compare_audits audit_evidence
 evaluate train generate export verify
 boxes detectors._base detectors
 controls ledger trials audit_sides audit_result audit
-make_mask erase
-many_models benchmark_plan benchmark_cells benchmark_table benchmark influence
+make_mask moved erase
+many_models benchmark_plan benchmark_file benchmark_cells benchmark_erasing benchmark_table benchmark_page benchmark
+benchmark_search influence
 compare demo
 exact._selection exact._log exact._base exact.sisa exact.arcane
 exact._plan exact._training exact._service exact._prediction exact._fitting exact._verification exact

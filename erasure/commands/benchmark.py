@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from erasure.commands._shown import Answer
+from erasure.errors import OptionError
 from erasure.parser import parser_of
 
 
@@ -14,9 +15,9 @@ def run(argv: Sequence[str]) -> Answer:
     parser = parser_of(
         "benchmark",
         "erasure benchmark digits --out bench",
-        "erasure benchmark digits --methods salun,finetune --seeds 2 --out bench --json",
+        "erasure benchmark digits-sd --methods salun,finetune --seeds 2 --out bench --json",
     )
-    parser.add_argument("plan", help="a TOML file, or one that ships: digits, cifar10-small, cifar10-resnet18")
+    parser.add_argument("plan", help="a TOML file, or one that ships: digits, digits-ddpm, digits-sd, cifar10-...")
     parser.add_argument("--out", required=True, help="folder for the runs, result.json and report.html; it resumes")
     parser.add_argument("--methods", help="only these rows, by commas")
     parser.add_argument("--scenarios", help="only these scenarios, by commas")
@@ -24,17 +25,31 @@ def run(argv: Sequence[str]) -> Answer:
     parser.add_argument("--models", type=int, help="also U-LiRA and KLoM, from so many models of every row (16)")
     parser.add_argument("--steps", type=int, help="train and erase for so many steps only, to see that all of it runs")
     parser.add_argument("--data-dir", help="where the plan's data lies on disk")
+    parser.add_argument("--keep-models", action="store_true", help="keep the weights and images of diffusion models")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="choose options instead: try the plan's candidates on what it tunes on, and print the best as TOML",
+    )
     values = parser.read(argv)
-    benchmark = import_module("erasure.benchmark")
-    result = benchmark.benchmark(
+    shared = {
+        "methods": _parts(values.methods),
+        "scenarios": _parts(values.scenarios),
+        "steps": values.steps,
+        "data_dir": values.data_dir,
+    }
+    if values.search:
+        if values.seeds is not None or values.models is not None or values.keep_models:
+            raise OptionError("--search takes the seeds that the plan tunes on: leave --seeds, --models, --keep-models")
+        searching = import_module("erasure.benchmark_search")
+        return searching.search(values.plan, values.out, **shared), values.json, searching.as_text
+    result = import_module("erasure.benchmark").benchmark(
         values.plan,
         values.out,
-        methods=_parts(values.methods),
-        scenarios=_parts(values.scenarios),
         num_seeds=values.seeds,
         num_models=values.models,
-        steps=values.steps,
-        data_dir=values.data_dir,
+        keep_models=values.keep_models,
+        **shared,
     )
     return result, values.json, import_module("erasure.benchmark_table").as_text
 

@@ -6,9 +6,11 @@ named sets of values. Both are plain data, so that what ran is always in run.jso
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -73,10 +75,10 @@ RETAINING: dict[str, dict[str, Any]] = {
 
 
 class Draws:
-    """The batches of one step, read when asked for."""
+    """The batches of one step, read when asked for; `own` is what the method's `running` made, None for most."""
 
-    def __init__(self, step: Step, forget: Batches, retain: Batches) -> None:
-        self.step, self._forget, self._retain = step, forget, retain
+    def __init__(self, step: Step, forget: Batches, retain: Batches, own: Any = None) -> None:
+        self.step, self._forget, self._retain, self.own = step, forget, retain, own
 
     @property
     def generator(self) -> torch.Generator:
@@ -93,13 +95,19 @@ class Draws:
         """The whole batch of retain images."""
         return self._retain.at(self.step.index)
 
+    def asked(self, task: Task, count: int) -> Tensor:
+        """Labels (count,) of what is to be forgotten, each drawn evenly, for methods that need no images of it."""
+        return torch.tensor(task.forget)[torch.randint(0, len(task.forget), (count,), generator=self.generator)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """What every method is: `erase` moves the model's weights in place."""
 
     default_mask: ClassVar[str] = "none"
-    takes_mask: ClassVar[bool] = True
+    moves: ClassVar[Literal["network", "text encoder", "nothing"]] = "network"
+    no_mask: ClassVar[str] = ""  # why a mask has no meaning for it, where it has none
+    needs_images: ClassVar[bool] = True  # otherwise its job's data sets are empty, and nothing is drawn for it
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {}
 
@@ -110,6 +118,10 @@ class Method(ABC):
     @abstractmethod
     def check_model(self, model: Model) -> None:
         """Raise NotApplicableError for a model that the method can do nothing with."""
+
+    def part_of(self, model: Model) -> Model:
+        """What of `model` it moves, as a model whose `network` that is: masks and counts of changes are about it."""
+        return model
 
     @abstractmethod
     def erase(self, model: Model, job: Job) -> Outcome:
@@ -155,6 +167,11 @@ class GradientMethod(Method):
     def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
         """Named scalars of one step; `loss` is minimised. `frozen` is the original if `needs_original`."""
 
+    @contextmanager
+    def running(self, model: Model, job: Job) -> Iterator[Any]:
+        """What `loss` finds as `draws.own` until the loop is done; made before the first step, from the original."""
+        yield None
+
     def trains(self, name: str) -> bool:
         """Whether the tensor `name` of the network may move."""
         if self.weights == "all":
@@ -191,9 +208,17 @@ class GradientMethod(Method):
         return self.loop(len(job.forget) + (len(job.retain) if self.epochs_of == "both" else 0))
 
     def erase(self, model: Model, job: Job) -> Outcome:
-        """Minimise the method's loss from the original weights."""
+        """Minimise the method's loss from the original weights; the seconds count what `running` makes too."""
         self.check(job.task)
         self.check_model(model)
+        began = time.perf_counter()
+        with self.running(model, job) as own:
+            seconds = time.perf_counter() - began
+            outcome = self._minimised(model, job, own)
+        return replace(outcome, seconds=outcome.seconds + seconds)
+
+    def _minimised(self, model: Model, job: Job, own: Any) -> Outcome:
+        """What the loop leaves, with `own` in all that `loss` draws."""
         forget = Batches(job.forget, self.batch_size, derive(job.seed, "forget"))
         retain = Batches(job.retain, self.batch_size, derive(job.seed, "retain"))
         loop = self.loop_of(job)
@@ -204,7 +229,7 @@ class GradientMethod(Method):
             hold_statistics(model.network)
 
         def loss(step: Step) -> dict[str, Tensor]:
-            return self.loss(model, frozen, job.task, Draws(step, forget, retain))
+            return self.loss(model, frozen, job.task, Draws(step, forget, retain, own))
 
         try:
             with recomputed_activations(model.network, self.gradient_checkpointing, self.memory == "low"):

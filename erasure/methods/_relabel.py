@@ -54,28 +54,33 @@ class Relabelling(GradientMethod):
         retain = model.examples(draws.retain, draws.generator, condition_drop=True).part(part, parts)
         forget, anchor = forget.part(part, parts), Batch(*(value[part::parts] for value in anchor))
         teacher = frozen if self.teacher == "original" else model
-        forget = model.relabelled(forget, anchor, teacher)
+        forget, retain = model.relabelled(forget, anchor, teacher), self.kept(retain, frozen)
         errors = model.errors(Examples.joined(forget, retain))
         forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
         scale = float(retain.target[0].numel()) if self.retain_reduction == "sum" else 1.0
         return {"loss": forget_loss + self.alpha * scale * retain_loss, "forget": forget_loss, "retain": retain_loss}
 
+    def kept(self, retain: Examples, frozen: Model) -> Examples:
+        """The retain examples with the answers they are trained towards; here those of the data."""
+        return retain
+
     def check(self, task: Task) -> None:
         """The other label is one that is kept."""
         super().check(task)
-        _other_labels(self.relabel, torch.tensor(task.forget, dtype=torch.int64), task, torch.Generator())
+        other_labels(self.relabel, torch.tensor(task.forget, dtype=torch.int64), task, torch.Generator())
 
     def anchor(self, model: Model, task: Task, draws: Draws) -> Batch:
         """For each forget image, another label, and a retain image for networks that know no labels."""
         count = len(draws.forget.labels)
         images = draws.retain.images[torch.arange(count) % len(draws.retain.images)]
-        labels = _other_labels(self.relabel, draws.forget.labels, task, draws.generator)
+        labels = other_labels(self.relabel, draws.forget.labels, task, draws.generator)
         if self.forget_condition_drop:
             labels = model.with_dropped_condition(labels, draws.generator)
         return Batch(images, labels)
 
 
-def _other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
+def other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
+    """For each of `labels` (b,), all to be forgotten, the label that `rule` (as in --relabel) puts in its place."""
     if task.samples:
         return _other_than_own(rule, labels, task, generator)
     retain = torch.tensor(task.retain)

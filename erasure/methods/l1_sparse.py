@@ -1,6 +1,6 @@
 """l1_sparse: fine-tuning with a sparsity penalty that fades (Jia et al., 2023).
 
-L = L(D_r) + gamma (1 - epoch / E) ||theta||_1 over E epochs; https://arxiv.org/abs/2304.04934, section 4. The paper
+L = L(D_r) + gamma (1 - epoch / E) ||theta||_1 over E epochs; https://arxiv.org/abs/2304.04934. The paper
 searches gamma in 1e-6 to 1e-4 and the learning rate in 1e-3 to 1e-1. Given --steps in place of --epochs, every step is
 an epoch of its own. Weights that a mask holds keep their values; the penalty counts them, which moves nothing.
 """

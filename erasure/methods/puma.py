@@ -38,7 +38,9 @@ class Puma(OneStep):
     criteria: Annotated[Literal["classes", "all"], "what is kept: the loss of each class by itself, or of all"] = (
         "classes"
     )
-    validation: Annotated[str, "data whose test split gives the criteria: a name or a path; empty: retain samples"] = ""
+    validation: Annotated[
+        str, "data whose test split gives the criteria, and then no longer tests the result; empty: retain samples"
+    ] = ""
     omega: Annotated[float, "ridge of the reweighting: the larger, the less is compensated"] = 1e-3
 
     def check(self, task: Task) -> None:

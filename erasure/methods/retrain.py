@@ -22,7 +22,7 @@ from erasure.task import Task
 class Retrain(Method):
     """The original recipe on the retain set."""
 
-    takes_mask: ClassVar[bool] = False
+    no_mask: ClassVar[str] = "it keeps no original weight"
 
     steps: Annotated[int, "optimiser steps; 0: as many as the model's own recipe"] = 0
 

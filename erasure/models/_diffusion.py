@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from erasure.data import Batch
 from erasure.errors import ModelError, NotApplicableError, OptionError, suggestion
 from erasure.models._base import Examples, Model
+from erasure.models._steering import KEY, guided
 
 SAMPLERS = {
     "ddim": "DDIMScheduler",
@@ -28,6 +31,20 @@ _SCHEDULE = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
     *("rescale_betas_zero_snr", "set_alpha_to_one", "steps_offset", "skip_prk_steps"),
 )
+
+
+Answer = Callable[[tuple[Tensor, ...], float], Tensor]  # of what a network receives, under a guidance scale
+
+
+class Way(NamedTuple):
+    """From noise to a sample: `timesteps` (n,), the deviation of the noise at the start, and what each step does.
+
+    `step(index, sample, labels)` is `sample` (b, c, h, w) after the step from `timesteps[index]`.
+    """
+
+    timesteps: Tensor
+    deviation: float
+    step: Callable[[int, Tensor, Tensor], Tensor]
 
 
 class DiffusionModel(Model):
@@ -60,6 +77,11 @@ class DiffusionModel(Model):
     @abstractmethod
     def sample_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of what the network denoises: pixels, or latents."""
+
+    @property
+    def steered_labels(self) -> tuple[int, ...]:
+        """The labels of what its `info` says to steer away from, none without; `predict` knows them as any others."""
+        return tuple(self.info.get(KEY, {}).get("labels", ()))
 
     @abstractmethod
     def predict(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
@@ -153,41 +175,82 @@ class DiffusionModel(Model):
             raise NotApplicableError(f"{self.source or 'this model'} draws one size, {self.image_shape[1:]}")
         return self.sample_shape
 
-    @torch.no_grad()
-    def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
-        """Images (b, c, h, w) in [-1, 1], drawn in evaluation mode by DDIM (Song et al., 2021) or another sampler.
+    def way(
+        self, chosen: dict[str, Any], shape: tuple[int, int, int], answer: Answer, drawn: Callable[[], Tensor]
+    ) -> Way:
+        """How samples of `shape` come about under `chosen` settings by what `answer`, such as its own, predicts.
 
-        `sampler`, `num_inference_steps`, `eta` (0 deterministic, 1 ancestral; DDIM's alone) and `guidance_scale`
-        default to the model's own, `size` (height, width) too. Each image draws from its own CPU generator, so it does
-        not depend on the batch it is made in.
+        `drawn()` is noise for a whole batch, for samplers that add some.
         """
-        chosen = {"sampler": "ddim", "size": None, **self.sampling, **self.info.get("sampling", {}), **settings}
         if not 1 <= chosen["num_inference_steps"] <= self.num_train_timesteps:
             raise OptionError(
                 f"--num-inference-steps {chosen['num_inference_steps']} is outside 1 to {self.num_train_timesteps}"
             )
         scheduler = sampler(chosen["sampler"], self.noise_scheduler)
         scheduler.set_timesteps(chosen["num_inference_steps"])
+
+        def step(index: int, sample: Tensor, labels: Tensor) -> Tensor:
+            timestep = scheduler.timesteps[index]
+            scaled = scheduler.scale_model_input(sample, timestep)
+            inputs = (scaled, timestep.expand(len(sample)).to(self.device), labels)
+            prediction = answer(inputs if self.conditional else inputs[:2], chosen["guidance_scale"])
+            own: dict[str, Any] = {}
+            if chosen["sampler"] == "ddim":
+                own = {"eta": chosen["eta"], "variance_noise": drawn() if chosen["eta"] > 0 else None}
+            return scheduler.step(prediction, timestep, sample, **own).prev_sample
+
+        return Way(scheduler.timesteps, scheduler.init_noise_sigma, step)
+
+    @torch.no_grad()
+    def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
+        """Images (b, c, h, w) in [-1, 1], drawn in evaluation mode by DDIM (Song et al., 2021) or another sampler.
+
+        `sampler`, `num_inference_steps`, `eta` (0 deterministic, 1 ancestral; DDIM's alone) and `guidance_scale`
+        default to the model's own, `size` (height, width) too. Each image draws from its own CPU generator, so it does
+        not depend on the batch it is made in. Raises NotApplicableError for what the family does not have.
+        """
+        chosen = {"sampler": "ddim", "size": None, **self.sampling, **self.info.get("sampling", {}), **settings}
         shape = self.shape_of(chosen["size"])
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def drawn() -> Tensor:
             return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
+        way = self.way(chosen, shape, guided(self), drawn)
+        sample, on_device = drawn() * way.deviation, labels.to(self.device)
+        with self._evaluating():
+            for index in range(len(way.timesteps)):
+                sample = way.step(index, sample, on_device)
+        return self.decode(sample).clamp(-1, 1).cpu()
+
+    @torch.no_grad()
+    def partly_sampled(
+        self, noise: Tensor, labels: Tensor, stops: Tensor, *, num_inference_steps: int, guidance_scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Samples (b, c, h, w) on the way from `noise` to images of `labels` (b,), and the timesteps (b,) they are at.
+
+        Each has taken `stops` (b,), in [0, num_inference_steps), of the steps that `generate` takes without fresh
+        noise: DDIM's with eta 0, of a flow Euler's. In evaluation mode, without graph and unsteered.
+        """
+        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": 0.0}
+        shape = (noise.shape[1], noise.shape[2], noise.shape[3])
+        way = self.way({"sampler": "ddim", **self.sampling, **settings}, shape, self.answer, lambda: noise)
+        sample, on_device = noise.to(self.device) * way.deviation, labels.to(self.device)
+        with self._evaluating():
+            for index in range(int(stops.max())):
+                going = (stops > index).to(self.device)
+                sample[going] = way.step(index, sample[going], on_device[going])
+        return sample, way.timesteps[stops].to(self.device)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The network in evaluation mode until the block is left."""
         was_training = self.network.training
         self.network.eval()
-        sample = drawn() * scheduler.init_noise_sigma
-        on_device = labels.to(self.device)
-        for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(sample, timestep)
-            inputs = (scaled, timestep.expand(len(sample)).to(self.device), on_device)
-            prediction = self.answer(inputs if self.conditional else inputs[:2], chosen["guidance_scale"])
-            own: dict[str, Any] = {}
-            if chosen["sampler"] == "ddim":
-                own = {"eta": chosen["eta"], "variance_noise": drawn() if chosen["eta"] > 0 else None}
-            sample = scheduler.step(prediction, timestep, sample, **own).prev_sample
-        self.network.train(was_training)
-        return self.decode(sample).clamp(-1, 1).cpu()
+        try:
+            yield
+        finally:
+            self.network.train(was_training)
 
 
 def drawn_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:

@@ -8,15 +8,15 @@ not be whole. Text is read by T5 beside CLIP, and image and text share every att
 from __future__ import annotations
 
 import copy
-import itertools
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from erasure.errors import ModelError, NotApplicableError, OptionError
+from erasure.models._diffusion import Answer, Way
 from erasure.models._text import token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.run import fingerprint
@@ -125,26 +125,19 @@ class Flow(StableDiffusion):
         scheduler.set_timesteps(num_inference_steps, sigmas=self._spacing(num_inference_steps), mu=self._mu(shape))
         return scheduler.sigmas
 
-    @torch.no_grad()
-    def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
-        """Images (b, 3, h, w) in [-1, 1], drawn in evaluation mode by Euler steps along the flow.
-
-        `num_inference_steps`, `guidance_scale` and `size` (height, width) default to the model's own. Each image draws
-        from its own CPU generator. Raises NotApplicableError for an `eta` or a `sampler` that flows do not have.
-        """
-        chosen = {"size": None, **self.sampling, **self.info.get("sampling", {}), **settings}
+    def way(
+        self, chosen: dict[str, Any], shape: tuple[int, int, int], answer: Answer, drawn: Callable[[], Tensor]
+    ) -> Way:
+        """Euler steps along the flow; raises NotApplicableError for an `eta` or a `sampler` that flows do not have."""
         self._check_sampling(chosen)
-        shape = self.shape_of(chosen["size"])
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        sample, on_device = torch.stack(noise).to(self.device), labels.to(self.device)
-        was_training = self.network.training
-        self.network.eval()
-        for sigma, following in itertools.pairwise(self.sigmas(chosen["num_inference_steps"], shape)):
-            timesteps = (sigma * self.num_train_timesteps).expand(len(sample)).to(self.device)
-            velocity = self.answer((sample, timesteps, on_device), chosen["guidance_scale"])
-            sample = sample + (following - sigma) * velocity
-        self.network.train(was_training)
-        return self.decode(sample).clamp(-1, 1).cpu()
+        sigmas = self.sigmas(chosen["num_inference_steps"], shape)
+
+        def step(index: int, sample: Tensor, labels: Tensor) -> Tensor:
+            timesteps = (sigmas[index] * self.num_train_timesteps).expand(len(sample)).to(self.device)
+            velocity = answer((sample, timesteps, labels), chosen["guidance_scale"])
+            return sample + (sigmas[index + 1] - sigmas[index]) * velocity
+
+        return Way(sigmas[:-1] * self.num_train_timesteps, 1.0, step)
 
     def _check_sampling(self, chosen: Mapping[str, Any]) -> None:
         if not 1 <= chosen["num_inference_steps"] <= self.num_train_timesteps:

@@ -2,6 +2,7 @@
 
     resnet18, resnet34      3 x 3 stem that keeps the resolution, as for CIFAR (He et al., 2016)
     resnet-small, -digits   the same with fewer and narrower stages
+    resnet-mini             that for digits, which halves the resolution at once: for photographs on a CPU
     vgg16                   13 convolutions with bias and batch norm, one linear layer (Simonyan and Zisserman, 2015)
     swin_t                  patches of 2 x 2 pixels and windows of 4 x 4 patches at 32 x 32 (Liu et al., 2021)
     softmax-digits          one linear layer on the pixels: no hidden layer, no batch norm, an exact Hessian
@@ -27,6 +28,10 @@ RESNET: dict[str, Any] = {"model_type": "resnet", "layer_type": "basic", "downsa
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet-digits": {**RESNET, "embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]},
     "resnet-small": {**RESNET, "embedding_size": 24, "hidden_sizes": [24, 48, 96, 96], "depths": [1, 1, 1, 1]},
+    "resnet-mini": {
+        **RESNET,
+        **{"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "downsample_in_first_stage": True},
+    },
     "resnet18": {**RESNET, "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
     "resnet34": {**RESNET, "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [3, 4, 6, 3]},
     "vgg16": {"model_type": "vgg", "hidden_sizes": [64, 128, 256, 512, 512], "depths": [2, 2, 3, 3, 3]},

@@ -16,7 +16,10 @@ WINDOW = 77  # CLIP's, for tokenizers that do not record theirs
 
 @dataclass(frozen=True)
 class Conditions:
-    """Encoded prompts, the last one empty: `embeddings` (n, tokens, d), `pooled` (n, p) where the family has them."""
+    """Encoded prompts, the last one empty: `embeddings` (n, tokens, d), `pooled` (n, p) where the family has them.
+
+    A model that steers away from a text has its embedding as one row more, behind those of `prompts`.
+    """
 
     prompts: tuple[str, ...]
     embeddings: Tensor

@@ -20,6 +20,7 @@ from erasure.errors import ModelError, NotApplicableError, OptionError
 from erasure.models._base import read_object
 from erasure.models._components import in_dtype, read_component, read_tokenizer
 from erasure.models._diffusion import DiffusionModel
+from erasure.models._steering import KEY, Steering
 from erasure.models._text import Conditions, in_batches, token_ids
 from erasure.run import atomic_folder, fingerprint, write_json
 from erasure.weights import hash_tensors
@@ -130,6 +131,12 @@ class StableDiffusion(DiffusionModel):
         twin.network, twin.info = network.eval(), copy.deepcopy(self.info)
         return twin
 
+    def clone(self) -> Self:
+        """A twin whose UNet and text encoders may move on their own."""
+        twin = super().clone()
+        twin.parts = {**self.parts, **{name: copy.deepcopy(self.parts[name]) for name in self.encoders}}
+        return twin
+
     def to(self, device: torch.device) -> Self:
         """Move the network, the encoders and the bound prompts."""
         super().to(device)
@@ -140,10 +147,15 @@ class StableDiffusion(DiffusionModel):
         return self
 
     def bind(self, prompts: Sequence[str]) -> Self:
-        """Encode `prompts` and the empty one; from now on labels are their numbers. Raises what guard.check does."""
-        guard.check(prompts)
+        """Encode `prompts` and the empty one; from now on labels are their numbers. Raises what guard.check does.
+
+        A text to steer away from is encoded with them, and has the number after the empty prompt's.
+        """
+        steering = Steering.of(self.info)
+        away = (steering.text,) if steering else ()
+        guard.check((*prompts, *away))
         everything = (*prompts, "")
-        embeddings, pooled = in_batches(self.encode_prompts, everything)
+        embeddings, pooled = in_batches(self.encode_prompts, (*everything, *away))
         assert embeddings is not None
         self.conditions = Conditions(everything, embeddings, pooled)
         return self
@@ -152,6 +164,11 @@ class StableDiffusion(DiffusionModel):
         """Embeddings (n, tokens, d) of prompts, and pooled ones where the family has them."""
         ids = token_ids(self.parts["tokenizer"], prompts).to(self.device)
         return self.parts["text_encoder"](ids).last_hidden_state, None
+
+    @property
+    def steered_labels(self) -> tuple[int, ...]:
+        """The number of the text to steer away from, none without."""
+        return (self.bound.null + 1,) if KEY in self.info else ()
 
     @property
     def bound(self) -> Conditions:
@@ -205,12 +222,13 @@ class StableDiffusion(DiffusionModel):
 
     @property
     def parts_hash(self) -> str:
-        """SHA-256 of all but the UNet that decides an image: autoencoder, text encoders, tokenizers, noise schedule."""
+        """SHA-256 of all but the UNet that decides an image: autoencoder, text encoders, words, noise, steering."""
         states = {name: self.parts[name].state_dict() for name in ("vae", *self.encoders)}
         tensors = hash_tensors({f"{part}/{name}": t for part, state in states.items() for name, t in state.items()})
         words = [self.parts[name].get_vocab() for name in self.tokenizers]
         schedule = {key: value for key, value in self.noise_scheduler.config.items() if not key.startswith("_")}
         rest = {"affine": self._affine, "size": self.info["image_size"], "words": words, "schedule": schedule}
+        rest |= {KEY: self.info[KEY]} if KEY in self.info else {}
         return fingerprint({"tensors": tensors, **json.loads(json.dumps(rest, default=str))})
 
     @property

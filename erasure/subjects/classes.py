@@ -91,7 +91,9 @@ class Classes(Subject):
         """Samples of every class, or a classifier's answers."""
         if folder is None:
             settings = {**model.info.get("sampling", {}), **judging.samples.overrides()}
-            key = fingerprint({"version": DRAWING, "model": model.hash, "seed": judging.sample_seed, **settings})
+            steering = model.info.get("steering")
+            about = {"version": DRAWING, "model": model.hash, "seed": judging.sample_seed, **settings}
+            key = fingerprint(about | ({"steering": steering} if steering else {}))
             folder = cache_folder() / "samples" / key[:32]
         dataset, ids = self._dataset, None
         if self.task.samples or self._erased.any():  # what was erased before is on neither side

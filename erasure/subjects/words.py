@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from erasure import options
 from erasure.concepts import Concept
 from erasure.data import Dataset, load_dataset, placed
@@ -84,7 +82,7 @@ class Words(Subject):
         """Real images for distances: those named by --data, or what the model records; empty without any."""
         spec = self._wanted.data or self._model.info.get("data")
         if spec is None:
-            return Dataset("none", "train", np.empty((0, 1, 1, 3), np.uint8), np.empty(0, np.int64), ())
+            return Dataset.nothing()
         return load_dataset(spec, "train", self._wanted.data_dir, self._wanted.image_size)
 
     def evidence(

@@ -1,0 +1,65 @@
+"""What methods share that work on the cross-attention of a concept: its tokens, and the models that have any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from erasure.attention_maps import cross_attentions
+from erasure.errors import NotApplicableError, OptionError
+from erasure.methods._keys import last_subject
+from erasure.models import Model
+from erasure.models._text import token_ids
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.task import Task
+
+
+def need_cross_attention(model: Model, name: str) -> None:
+    """Raise NotApplicableError for a model whose network reads no prompt, or not by a cross-attention."""
+    if model.joint_attention:
+        raise NotApplicableError(
+            f"image and text share every attention of a {model.family} network: there is no map of the prompt alone, "
+            f"which is what {name} works on"
+        )
+    if not isinstance(model, StableDiffusion) or not cross_attentions(model.network):
+        raise NotApplicableError(
+            f"{name} works on what an image looks at in its prompt: a {model.family} network has no cross-attention"
+        )
+
+
+def words_of(model: StableDiffusion) -> list[list[int]]:
+    """The token ids of each bound prompt, without start, end and padding."""
+    tokenizer = model.parts["tokenizer"]
+    rows = token_ids(tokenizer, model.bound.prompts).tolist()
+    return [row[1 : row.index(tokenizer.eos_token_id, 1)] for row in rows]
+
+
+def subject_of(forget: Sequence[int], anchor: Sequence[int]) -> range:
+    """The positions, among the words of a prompt to forget, that its anchor says in another way or leaves out.
+
+    Where the anchor only adds words, the whole prompt. Raises OptionError for a prompt without words.
+    """
+    if not forget:
+        raise OptionError("a prompt that is to be forgotten has no word that reaches the network: give another text")
+    last, _ = last_subject(forget, anchor)
+    start = next((i for i in range(last + 1) if i >= len(anchor) or forget[i] != anchor[i]), last + 1)
+    rest = len(forget) - start
+    only_more = len(anchor) > len(forget) and list(forget[start:]) == list(anchor[len(anchor) - rest :])
+    return range(0 if only_more else start, last + 1)
+
+
+def subjects(model: StableDiffusion, task: Task) -> dict[int, range]:
+    """Of each prompt to forget, the positions in the network's window of the tokens that are the concept."""
+    words = words_of(model)
+    spans = {label: subject_of(words[label], words[a]) for label, a in zip(task.forget, task.anchors, strict=True)}
+    return {label: range(span.start + 1, span.stop + 1) for label, span in spans.items()}  # behind the start token
+
+
+def marked(spans: dict[int, range], model: StableDiffusion) -> Tensor:
+    """Booleans (labels, tokens) that are true at the positions of `spans`, on the model's device."""
+    found = torch.zeros(model.bound.embeddings.shape[:2], dtype=torch.bool)
+    for label, span in spans.items():
+        found[label, span.start : span.stop] = True
+    return found.to(model.device)
