@@ -14,7 +14,7 @@ from typing import Any
 from erasure.run import read_json, write_json
 
 HERE = Path(__file__).parent
-KEPT = ("family", "data", "model", "seeds", "tuned_on", "notes", "seconds")
+KEPT = ("family", "data", "models", "seeds", "tuned_on", "notes", "seconds")
 ROW = ("name", "method", "mask", "scores", "published", "failed")
 
 
@@ -24,10 +24,10 @@ def main() -> int:
         prog="python -m benchmarks.publish", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("folder", help="the --out of a benchmark")
-    parser.add_argument("--name", help="what the result is called (default: its data or model)")
+    parser.add_argument("--name", help="what the result is called (default: its data, or its model)")
     arguments = parser.parse_args()
     result = read_json(Path(arguments.folder) / "result.json")
-    path = HERE / f"{arguments.name or result.get('model') or result['data']}.json"
+    path = HERE / f"{arguments.name or result['data'] or Path(result['models'][0]).name}.json"
     write_json(path, published(result))
     print(path.relative_to(HERE.parent))
     return 0

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from erasure.benchmark_cells import Cell, Cells, Column
 from erasure.benchmark_erasing import Erasures, judging_of
@@ -32,7 +31,7 @@ from erasure.errors import OptionError, RunError
 from erasure.many_models import FEWEST, klom, u_lira
 from erasure.notes import tell
 from erasure.processes import agreed, device
-from erasure.run import is_main, versions, write_json, write_text, writing
+from erasure.run import held, is_main, versions, write_json, write_text, writing
 from erasure.statistics import mean_interval
 
 
@@ -160,11 +159,10 @@ def _taken(folder: Path, wait: bool) -> Iterator[bool]:
     if is_main():
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
-            with suppress(Timeout):
-                lock.acquire(timeout=-1 if wait else 0)
+            with suppress(RunError):
+                lock = held(folder / ".lock", folder, wait=wait)
     try:
-        yield agreed(lock is not None and lock.is_locked)
+        yield agreed(lock is not None)
     finally:
         if lock is not None:
             lock.release()

@@ -222,8 +222,8 @@ def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> 
     part = cleaned.part
     if changed and part != "unet":  # whole: SD 2 keeps query, key and value of its text encoder in one
         changed = dict(cleaned.after)
-    stale = single_file.AVERAGED if changed and part == "unet" else "\0"
-    kept = {name: raw[name] for name in raw if not name.startswith(stale)}
+    stale = bool(changed) and part == "unet"  # a second, averaged UNet would still have what was erased
+    kept = {name: raw[name] for name in raw if not (stale and name.startswith(single_file.AVERAGED))}
     moved = original_tensors(file.kind, part, changed, file.configs[part])
     moved = {name if name in kept else name.replace(TEXT_MODEL, "", 1): tensor for name, tensor in moved.items()}
 

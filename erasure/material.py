@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,9 +24,8 @@ from erasure.latents import Latents, encoded_once
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.notes import tell
 from erasure.room import require_room
-from erasure.run import cache_folder, fingerprint
-from erasure.samples import DRAWING, Item, SampleSettings, draw_items
-from erasure.seeds import derive
+from erasure.run import cache_folder
+from erasure.samples import SampleSettings, draw_for_training
 from erasure.task import Task
 
 SAME = 1e-3  # predictions that differ by less than this share of their norm are the same
@@ -87,7 +86,7 @@ def text_material(model: StableDiffusion, concept: Concept, settings: MaterialSe
     task = text_task(concept)
     model.bind(task.class_names)
     warn_without_effect(model, concept, task)
-    model_key = fingerprint({"unet": model.hash, "parts": model.parts_hash})
+    parts_hash = model.parts_hash
     drawn = [
         count
         for folder, count in (
@@ -105,14 +104,14 @@ def text_material(model: StableDiffusion, concept: Concept, settings: MaterialSe
         if folder is not None:
             dataset = _from_folder(Path(folder), prompts, task, model.image_shape[1], f"--{role}-images")
         else:
-            dataset = _drawn(model, model_key, prompts, task, count, settings.sampling(), seed, role)
-        parts.append(encoded_once(model, dataset, model.parts_hash))
+            dataset = _drawn(model, parts_hash, prompts, task, count, settings.sampling(), seed, role)
+        parts.append(encoded_once(model, dataset, parts_hash))
     return Material(task, Latents.joined(parts))
 
 
 def _drawn(
     model: StableDiffusion,
-    model_key: str,
+    parts_hash: str,
     prompts: Sequence[Prompt],
     task: Task,
     count: int,
@@ -122,17 +121,8 @@ def _drawn(
 ) -> Dataset:
     """`count` images that the model itself draws, spread evenly over the prompts."""
     texts = [prompts[i % len(prompts)].text for i in range(count)]
-    how = {**model.sampling, **model.info.get("sampling", {}), **asdict(sampling), **sampling.overrides()}
-    key = fingerprint({"version": DRAWING, "model": model_key, "texts": texts, "seed": seed, **how})
-    folder = cache_folder() / "generated" / key[:32]
-    items = [
-        Item(task.class_names.index(text), derive(seed, "material", text, i // len(prompts)), folder / f"{i:05d}.png")
-        for i, text in enumerate(texts)
-    ]
-    missing = sum(not item.path.is_file() for item in items)
-    if missing:
-        tell(f"drawing {missing} of {count} images to {role}, kept in {folder}")
-    samples = draw_items(model, items, sampling, f"{role} images")
+    asked = [(task.class_names.index(text), text) for text in texts]
+    samples = draw_for_training(model, parts_hash, asked, sampling, seed, f"to {role}")
     return Dataset(f"generated-{role}", "train", samples.images, samples.labels, task.class_names)
 
 

@@ -136,11 +136,14 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def held(path: Path, what: Path) -> FileLock:
-    """The lock file `path`, held by this process until released; raises RunError while another process holds it."""
+def held(path: Path, what: Path, *, wait: bool = False) -> FileLock:
+    """The lock file `path`, held by this process until released.
+
+    While another process holds it, it is waited for with `wait`, or else RunError raised.
+    """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise RunError(f"{what} is in use by another process: wait for it or give another --out") from None
     return lock

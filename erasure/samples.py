@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from tqdm import tqdm
 from erasure.errors import NotApplicableError, OptionError
 from erasure.images import read_image, to_uint8, write_png
 from erasure.models import DiffusionModel
+from erasure.notes import tell
+from erasure.run import cache_folder, fingerprint
 from erasure.seeds import derive
 
 UNCONDITIONAL = -1
@@ -115,6 +118,33 @@ def draw_items(
     channels = model.image_shape[0]
     images = [read_image(item.path, str(item.path), channels) for item in items]
     return Samples(np.stack(images), np.array([item.label for item in items], dtype=np.int64))
+
+
+def draw_for_training(
+    model: DiffusionModel,
+    parts_hash: str,
+    asked: Sequence[tuple[int, str]],
+    settings: SampleSettings,
+    seed: int,
+    role: str,
+) -> Samples:
+    """An image for each (label, text) of `asked`, drawn by the model as it is, kept in the user's cache.
+
+    Whoever asks the same of the same model and `parts_hash` finds them; `role` is what the user is told they are for.
+    """
+    texts = [text for _, text in asked]
+    how = {**model.sampling, **model.info.get("sampling", {}), **asdict(settings), **settings.overrides()}
+    source = fingerprint({"unet": model.hash, "parts": parts_hash})
+    key = fingerprint({"version": DRAWING, "model": source, "texts": texts, "seed": seed, **how})
+    folder, before = cache_folder() / "generated" / key[:32], Counter[str]()
+    items = []
+    for i, (label, text) in enumerate(asked):
+        items.append(Item(label, derive(seed, "material", text, before[text]), folder / f"{i:05d}.png"))
+        before[text] += 1
+    missing = sum(not item.path.is_file() for item in items)
+    if missing:
+        tell(f"drawing {missing} of {len(items)} images {role}, kept in {folder}")
+    return draw_items(model, items, settings, f"images {role}")
 
 
 def path_of(model: DiffusionModel, folder: Path, label: int, index: int) -> Path:

@@ -10,9 +10,10 @@ from erasure.data import Batch, Batches
 from erasure.errors import NotApplicableError, OptionError
 from erasure.methods._attention import marked, subject_of, subjects
 from erasure.methods._base import Job
+from erasure.methods._closed_form import matrices_of
 from erasure.methods._keys import keys_of
 from erasure.methods.forget_me_not import ForgetMeNot
-from erasure.methods.mace import MACE, _Concepts, _Factors, _matrices, density, fused, refined
+from erasure.methods.mace import MACE, _Concepts, _Factors, density, fused, refined
 from erasure.task import Task
 from tests.conftest import CATS, about, state_of, tiny
 
@@ -228,7 +229,7 @@ def test_prompts_that_differ_from_their_anchors_in_the_same_words_are_one_concep
 def test_a_sample_sees_the_factors_of_its_own_concept():
     model, job = tiny("sd1"), job_of()
     examples = examples_of(model, job, 2)
-    name = next(iter(_matrices(model.network)))
+    name = next(iter(matrices_of(model.network)))
     with torch.no_grad(), _Factors(model.network, 2, 1, 0) as factors:
         module = model.network.get_submodule(name.removesuffix(".weight"))
         plain = model.answer(examples.inputs)
@@ -251,7 +252,7 @@ def test_mace_moves_keys_and_values_toward_the_refinement_and_the_factors(region
     losses = [record["loss"] for record in outcome.records]
     assert losses[-1] < losses[0]
     moved = {name for name, value in model.network.state_dict().items() if not value.equal(before[name])}
-    assert moved == set(_matrices(model.network))
+    assert moved == set(matrices_of(model.network))
     gram = keys_of(tiny("sd1"), job.task, "rest").gram
     for name in moved:
         change = (model.network.state_dict()[name] - before[name]).double()

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from erasure.attention_maps import cross_attentions
 from erasure.errors import NotApplicableError, OptionError
-from erasure.methods._keys import last_subject
+from erasure.methods._keys import last_subject, tokens_of
 from erasure.models import Model
-from erasure.models._text import token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.task import Task
 
@@ -27,13 +26,6 @@ def need_cross_attention(model: Model, name: str) -> None:
         raise NotApplicableError(
             f"{name} works on what an image looks at in its prompt: a {model.family} network has no cross-attention"
         )
-
-
-def words_of(model: StableDiffusion) -> list[list[int]]:
-    """The token ids of each bound prompt, without start, end and padding."""
-    tokenizer = model.parts["tokenizer"]
-    rows = token_ids(tokenizer, model.bound.prompts).tolist()
-    return [row[1 : row.index(tokenizer.eos_token_id, 1)] for row in rows]
 
 
 def subject_of(forget: Sequence[int], anchor: Sequence[int]) -> range:
@@ -52,7 +44,7 @@ def subject_of(forget: Sequence[int], anchor: Sequence[int]) -> range:
 
 def subjects(model: StableDiffusion, task: Task) -> dict[int, range]:
     """Of each prompt to forget, the positions in the network's window of the tokens that are the concept."""
-    words = words_of(model)
+    words = tokens_of(model)[1]
     spans = {label: subject_of(words[label], words[a]) for label, a in zip(task.forget, task.anchors, strict=True)}
     return {label: range(span.start + 1, span.stop + 1) for label, span in spans.items()}  # behind the start token
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from erasure.errors import DivergedError, NotApplicableError, OptionError
+from erasure.attention_maps import cross_attentions
+from erasure.errors import DivergedError, OptionError
+from erasure.methods._attention import need_cross_attention
 from erasure.methods._base import Job, Method
 from erasure.methods._keys import Keys, keys_of
 from erasure.models import Model
@@ -51,16 +53,7 @@ class ClosedForm(Method):
 
     def check_model(self, model: Model) -> None:
         """It has cross-attention."""
-        name = type(self).__name__
-        if model.joint_attention:
-            raise NotApplicableError(
-                f"image and text share every attention of a {model.family} network: it has no keys and values of the "
-                f"prompt alone, which is all that {name} edits"
-            )
-        if not isinstance(model, StableDiffusion) or not self._matrices(model.network):
-            raise NotApplicableError(
-                f"{name} edits what cross-attention reads of a prompt: a {model.family} network has no cross-attention"
-            )
+        need_cross_attention(model, type(self).__name__)
 
     @torch.no_grad()
     def erase(self, model: Model, job: Job) -> Outcome:
@@ -71,13 +64,14 @@ class ClosedForm(Method):
         model.network.eval()
         began = time.perf_counter()
         keys = keys_of(model, job.task, self.tokens)
-        matrices = self._matrices(model.network)
+        matrices = matrices_of(model.network, self.parts)
         originals = [matrix.detach().cpu().clone() for matrix in matrices.values()]
         records: list[dict[str, Any]] = []
         log = Log(job.folder / "log.jsonl", []) if job.folder and is_main() else None
         try:
             for step, (edit, found) in enumerate(self.edits(originals, keys)):
-                _write(matrices, originals, edit)
+                for (name, matrix), original in zip(matrices.items(), originals, strict=True):
+                    write(matrix, name, edit(original.double()))
                 record = {"step": step, **found, "seconds": time.perf_counter() - began}
                 record.update(job.on_step(step + 1) if job.on_step else {})
                 records.append(record)
@@ -88,11 +82,6 @@ class ClosedForm(Method):
             if log is not None:
                 log.close()
         return Outcome(records, sum(record["seconds"] for record in records))
-
-    def _matrices(self, network: nn.Module) -> dict[str, nn.Parameter]:
-        """Those that are edited, (out, d) each."""
-        ends = tuple(f"attn2.{part}.weight" for part in self.parts)
-        return {name: matrix for name, matrix in network.named_parameters() if name.endswith(ends)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +166,15 @@ def squares(matrices: Iterable[Tensor]) -> Tensor:
     return sum((matrix.T @ matrix for matrix in map(torch.Tensor.double, matrices)), torch.zeros(()))
 
 
-def _write(matrices: Mapping[str, nn.Parameter], originals: Sequence[Tensor], edit: Edit) -> None:
-    for (name, matrix), original in zip(matrices.items(), originals, strict=True):
-        edited = edit(original.double())
-        if not bool(torch.isfinite(edited).all()):
-            raise DivergedError(f"{name} would not be finite after the edit: raise --ridge", 0)
-        matrix.copy_(edited)
+def matrices_of(network: nn.Module, parts: Sequence[str] = ("to_k", "to_v")) -> dict[str, nn.Parameter]:
+    """The matrices (out, d) that every cross-attention reads the prompt through, by name."""
+    layers = cross_attentions(network).items()
+    return {f"{name}.{part}.weight": getattr(layer, part).weight for name, layer in layers for part in parts}
+
+
+@torch.no_grad()
+def write(matrix: nn.Parameter, name: str, edited: Tensor) -> None:
+    """Put `edited` (out, d) in the place of a matrix; raises DivergedError when it is not finite."""
+    if not bool(torch.isfinite(edited).all()):
+        raise DivergedError(f"{name} would not be finite after the edit: raise --ridge", 0)
+    matrix.copy_(edited)

@@ -60,11 +60,8 @@ def keys_of(model: StableDiffusion, task: Task, tokens: Literal["last", "rest"])
     for a prompt without words, and for two that contradict each other.
     """
     bound = model.bound
-    ids = token_ids(model.parts["tokenizer"], bound.prompts)
-    end = model.parts["tokenizer"].eos_token_id
-    ends = ((ids[:, 1:] == end).int().argmax(1) + 1).tolist()
-    rows = ids.tolist()
-    words = [row[1:stop] for row, stop in zip(rows, ends, strict=True)]
+    rows, words = tokens_of(model)
+    ends = [1 + len(own) for own in words]
     _check(task, bound.prompts, words)
 
     def beginning(place: Place) -> tuple[int, ...]:
@@ -98,6 +95,13 @@ def keys_of(model: StableDiffusion, task: Task, tokens: Literal["last", "rest"])
         null=torch.cat([given[:1, 0], given[bound.null, 1:]]).double(),
         prompts=len(task.retain) + 1,
     )
+
+
+def tokens_of(model: StableDiffusion) -> tuple[list[list[int]], list[list[int]]]:
+    """The token ids of each bound prompt's whole window, and of its words alone, without start, end and padding."""
+    tokenizer = model.parts["tokenizer"]
+    rows = token_ids(tokenizer, model.bound.prompts).tolist()
+    return rows, [row[1 : row.index(tokenizer.eos_token_id, 1)] for row in rows]
 
 
 def last_subject(forget: Sequence[int], anchor: Sequence[int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -30,9 +30,7 @@ from erasure.models import DiffusionModel, Examples, Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.optimise import Outcome
 from erasure.optimizers import Optimizer
-from erasure.run import cache_folder, fingerprint
-from erasure.samples import DRAWING, Item, SampleSettings, draw_items
-from erasure.seeds import derive
+from erasure.samples import SampleSettings, draw_for_training
 from erasure.task import Task
 
 # Through these a network reads text: a UNet, and one where image and text share an attention (SD 3.5 has an attn2 too,
@@ -148,15 +146,8 @@ class ConceptAblation(GradientMethod):
     def _drawn(self, model: StableDiffusion, anchors: list[int], seed: int) -> Latents:
         """`num_anchor_images` of `anchors` by the model as it is now, encoded."""
         settings = SampleSettings(num_inference_steps=self.anchor_inference_steps)
-        sampling = {**model.sampling, **model.info.get("sampling", {}), **asdict(settings), **settings.overrides()}
-        texts = [model.bound.prompts[anchors[i % len(anchors)]] for i in range(self.num_anchor_images)]
-        made_of = {"version": DRAWING, "model": model.hash, "parts": model.parts_hash, "texts": texts, "seed": seed}
-        folder = cache_folder() / "generated" / fingerprint({**made_of, **sampling})[:32]
-        items = [
-            Item(anchors[i % len(anchors)], derive(seed, "anchor", text, i), folder / f"{i:05d}.png")
-            for i, text in enumerate(texts)
-        ]
-        samples = draw_items(model, items, settings, "images of anchors")
-        prompts = model.bound.prompts
+        prompts, parts_hash = model.bound.prompts, model.parts_hash
+        asked = [(label, prompts[label]) for label in (anchors * self.num_anchor_images)[: self.num_anchor_images]]
+        samples = draw_for_training(model, parts_hash, asked, settings, seed, "of anchors")
         dataset = Dataset("generated-anchors", "train", samples.images, samples.labels, prompts)
-        return encoded_once(model, dataset, model.parts_hash)
+        return encoded_once(model, dataset, parts_hash)

@@ -23,21 +23,20 @@ anchors.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from erasure.attention_maps import AttentionMaps, cross_attentions
+from erasure.attention_maps import AttentionMaps
 from erasure.data import Batch, Batches
 from erasure.errors import OptionError
 from erasure.low_rank import DOWN, UP, is_factor
-from erasure.methods._attention import marked, need_cross_attention, subjects, words_of
+from erasure.methods._attention import marked, need_cross_attention, subjects
 from erasure.methods._base import Job, Method
-from erasure.methods._closed_form import in_range, solved
-from erasure.methods._keys import keys_of
+from erasure.methods._closed_form import in_range, matrices_of, solved, write
+from erasure.methods._keys import keys_of, tokens_of
 from erasure.models import Examples, Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.optimise import LoopSettings, Outcome, Step, optimise
@@ -94,11 +93,12 @@ class MACE(Method):
         began = time.perf_counter()
         concepts = _Concepts.of(model, job.task)
         kept = keys_of(model, job.task, "rest").gram
-        matrices = _matrices(model.network)
+        matrices = matrices_of(model.network)
         originals = {name: matrix.detach().cpu().double() for name, matrix in matrices.items()}
         operator = refined(*concepts.pairs, kept, self.refine_scale, self.ridge)
         refinements = {name: original @ operator for name, original in originals.items()}
-        _write(matrices, refinements)
+        for name, matrix in refinements.items():
+            write(matrices[name], name, matrix)
         with _Factors(model.network, len(concepts.grams), self.rank, derive(job.seed, "factors")) as factors:
             spent = time.perf_counter() - began
             outcome = self._trained(model, job, concepts, factors)
@@ -106,7 +106,7 @@ class MACE(Method):
             changes = {name: factors.changes(name) for name in matrices}
         for name, matrix in refinements.items():
             way = fused(matrix, changes[name], concepts.grams, originals[name], kept, self.fuse_scale, self.ridge)
-            _write(matrices, {name: matrix + way})
+            write(matrices[name], name, matrix + way)
         return replace(outcome, seconds=outcome.seconds + spent + time.perf_counter() - began)
 
     def _loop(self) -> LoopSettings:
@@ -215,7 +215,7 @@ class _Concepts:
     @classmethod
     def of(cls, model: StableDiffusion, task: Task) -> Self:
         """Those of `task`, from the bound prompts."""
-        given, words, spans = model.bound.embeddings.detach().cpu().double(), words_of(model), subjects(model, task)
+        given, words, spans = model.bound.embeddings.detach().cpu().double(), tokens_of(model)[1], subjects(model, task)
         numbers: dict[tuple[int, ...], int] = {}
         chosen = torch.zeros(len(given), len(spans))
         before, after, own = [], [], []
@@ -243,7 +243,7 @@ class _Factors:
 
     def __init__(self, network: nn.Module, concepts: int, rank: int, seed: int) -> None:
         self.chosen: Tensor | None = None
-        self._modules = {name: network.get_submodule(name.removesuffix(".weight")) for name in _matrices(network)}
+        self._modules = {name: network.get_submodule(name.removesuffix(".weight")) for name in matrices_of(network)}
         self._count, self._hooks = concepts, list[torch.utils.hooks.RemovableHandle]()
         generator = torch.Generator().manual_seed(seed)
         for module in self._modules.values():
@@ -275,18 +275,3 @@ class _Factors:
         module = self._modules[name]
         down, up = (getattr(module, part).detach().cpu().double() for part in (DOWN, UP))
         return up.unflatten(1, (self._count, -1)).movedim(1, 0) @ down.unflatten(0, (self._count, -1))
-
-
-def _matrices(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The key and value matrices of every cross-attention, (out, d) each."""
-    return {
-        f"{name}.{part}.weight": getattr(layer, part).weight
-        for name, layer in cross_attentions(network).items()
-        for part in ("to_k", "to_v")
-    }
-
-
-@torch.no_grad()
-def _write(matrices: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        matrices[name].copy_(value)

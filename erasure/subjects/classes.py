@@ -14,6 +14,7 @@ from erasure.evidence import Evidence, probe
 from erasure.forget_sets import forget_ids, mislabelled
 from erasure.judging import Judging
 from erasure.models import DiffusionModel, Model, load_family
+from erasure.models._steering import KEY as STEERING
 from erasure.models.classifier import Classifier
 from erasure.processes import device
 from erasure.run import cache_folder, fingerprint
@@ -91,9 +92,8 @@ class Classes(Subject):
         """Samples of every class, or a classifier's answers."""
         if folder is None:
             settings = {**model.info.get("sampling", {}), **judging.samples.overrides()}
-            steering = model.info.get("steering")
             about = {"version": DRAWING, "model": model.hash, "seed": judging.sample_seed, **settings}
-            key = fingerprint(about | ({"steering": steering} if steering else {}))
+            key = fingerprint(about | ({STEERING: model.info[STEERING]} if STEERING in model.info else {}))
             folder = cache_folder() / "samples" / key[:32]
         dataset, ids = self._dataset, None
         if self.task.samples or self._erased.any():  # what was erased before is on neither side
