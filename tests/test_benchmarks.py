@@ -11,7 +11,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import audit as audit_benchmark
 from benchmarks import detectors as detector_benchmark
-from benchmarks import gpu, gpu_sd, gpu_tables, sd_networks, stable_diffusion, step
+from benchmarks import gpu, gpu_sd, gpu_tables, publish, sd_networks, stable_diffusion, step
 from benchmarks import mask as mask_benchmark
 from benchmarks.official import official_mask
 from benchmarks.official_sd import Encoders, Images, OfficialSalUn
@@ -70,6 +70,21 @@ def test_the_gpu_script_runs_at_toy_size_and_goes_on_where_it_stopped(tmp_path):
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert again.returncode == 0 and "ddpm:" not in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["judged"]["ra"]["n"] == 40
+
+
+def test_what_is_published_has_no_folder_and_six_digits():
+    row = {"name": "salun", "method": "salun", "mask": "none", "published": {}, "failed": {}, "options": {"steps": 3}}
+    row |= {"scores": {"ua": {"mean": 1 / 3, "interval": None, "values": [1 / 3]}}, "strip": "digit/seed-0/a.png"}
+    scenario = {"name": "digit", "title": "a digit", "forget": "5", "rows": [row]}
+    about = {"family": "diffusion", "data": "", "models": ["digits-sd"], "seeds": [0], "tuned_on": [7], "notes": []}
+    found = publish.published(
+        about
+        | {"scenarios": [scenario], "seconds": 12.3456789, "facts": {"threads": "1", "command": "erasure"}}
+        | {"report": "somewhere/report.html", "plan": {}}
+    )
+    assert found["scenarios"][0]["rows"][0]["scores"]["ua"]["mean"] == 0.333333
+    assert found["models"] == ["digits-sd"] and found["seconds"] == 12.3457 and found["threads"] == "1"
+    assert "somewhere" not in str(found) and "a.png" not in str(found) and "steps" not in str(found)
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 archives are not beside the checkout")

@@ -18,8 +18,7 @@ from erasure.detectors._base import Scorer
 from erasure.errors import DataError, ModelError, OptionError
 from erasure.images import to_float
 from erasure.models.classifier import Classifier
-from tests.test_judges import by_hand, noise, reading, saved, seeded, stock
-from tests.tiny_pipelines import text_config, tokenizer
+from tests.test_judges import by_hand, noise, reading, saved, seeded, small_clip, stock
 
 
 class Brightness(Scorer):
@@ -54,14 +53,7 @@ def scores_of(found):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
-    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    text = text_config(16, "quick_gelu", 12).to_dict()
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
-    seeded(transformers.CLIPModel, config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    reading(folder, "clip")
-    return folder
+    return small_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.mark.parametrize("name", registry.names("detectors"))

@@ -33,14 +33,14 @@ def test_scores_equal_the_closed_forms_and_leave_one_out():
     np.testing.assert_allclose(scores["loss"], loss.detach().numpy(), rtol=1e-6)
     assert summary(found_curve(scores["influence"], np.isin(np.arange(150), known)), 15)["area"] > 0.8
 
-    def test_loss(fitted):
+    def held_out_loss(fitted):
         with torch.no_grad():
             logits = fitted.network.classifier(test.samples(np.arange(len(test))).flatten(1).double())
         return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(test.labels)))
 
     first = int(scores["influence"].argmax())
     without = trained(regression(), part(wrong, np.delete(np.arange(150), first)), 0.1)
-    assert 150 * (test_loss(model) - test_loss(without)) == pytest.approx(scores["influence"][first], rel=0.15)
+    assert 150 * (held_out_loss(model) - held_out_loss(without)) == pytest.approx(scores["influence"][first], rel=0.15)
 
 
 def test_the_curve_of_what_is_found():

@@ -220,9 +220,8 @@ def test_a_classifier_of_classes_tells_the_domain_that_is_wanted(classifier, cla
     assert judge_of(str(classifier_folder), []).domains == {"object": digits.class_names}
 
 
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
+def small_clip(folder):
+    """A CLIP of random weights, saved with its tokenizer in `folder`."""
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     text = text_config(16, "quick_gelu", 12).to_dict()
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
@@ -230,6 +229,11 @@ def clip_folder(tmp_path_factory):
     tokenizer().save_pretrained(folder)
     reading(folder, "clip")
     return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return small_clip(tmp_path_factory.mktemp("clip"))
 
 
 def stock(folder, images, prompts):
