@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +26,13 @@ from erasure.evidence import Evidence, Part
 from erasure.images import grid, write_png
 from erasure.judging import Judging
 from erasure.models import DiffusionModel, Model, load_model
+from erasure.models.stable_diffusion import StableDiffusion
 from erasure.processes import device
 from erasure.run import is_main, read_record
 from erasure.samples import SampleSettings
 from erasure.subjects import Subject, Wanted, subject_of
-from erasure.text_evidence import TextEvidence
+from erasure.subjects.words import Words
+from erasure.text_evidence import TextEvidence, unseen_prompts
 
 SHOWN: dict[Part, int] = {"forget": 5, "retain": 12}  # images of a strip
 SIDE = 96  # pixels of an image in a strip, at most
@@ -44,13 +46,20 @@ class Seen(NamedTuple):
     forgotten: Evidence
 
 
+class Counts(NamedTuple):
+    """Images drawn of what is to be forgotten, at least, and of prompts for it that no method was given."""
+
+    num_forgotten: int = 0
+    num_unseen: int = 0
+
+
 class Erasures(Cells):
     """Those of diffusion models: the original as it is, and what erasing makes of it."""
 
     def __init__(self, plan: Plan, folder: Path, scenario: Scenario, seed: int, keep_models: bool = False) -> None:
         super().__init__(folder, scenario, seed)
         self._source, self._keep = scenario.model or plan.model, keep_models
-        self._judging, self._num_forgotten = judging_of(plan, seed)
+        self._judging, self._counts = judging_of(plan, seed)
         self._wanted = Wanted(
             forget=scenario.forget or None,
             concept=scenario.concept or None,
@@ -87,7 +96,7 @@ class Erasures(Cells):
 
     @cached_property
     def _judged(self) -> str:
-        return short({**self._judging.as_json(), "num_forgotten": self._num_forgotten})
+        return short({**self._judging.as_json(), **self._counts._asdict()})
 
     @cached_property
     def _before(self) -> Seen:
@@ -98,8 +107,9 @@ class Erasures(Cells):
         return self.folder / f"original-{short(self._about | {'judging': self._judged})}"
 
     def _original(self) -> Cell:
-        path = self._originals / "original.json"
-        return self.cell(ORIGINAL, self.recorded(path, lambda: self._measured(self._before, path)), path)
+        path, samples = self._originals / "original.json", self._originals / "samples"
+        found = self.recorded(path, lambda: self._measured(self._before, self._model, samples, path))
+        return self.cell(ORIGINAL, found, path)
 
     def _erased(self, row: Row) -> Cell:
         """Erase and measure, unless that was done before."""
@@ -135,7 +145,8 @@ class Erasures(Cells):
         record = read_record(out / "run.json")
         model = load_model(out).to(device())
         self._subject.prepare(model)
-        found = self._measured(self._seen(model, out / "samples", before), path)
+        samples = out / "samples"
+        found = self._measured(self._seen(model, samples, before), model, samples, path)
         return {"mask": record["settings"]["mask"], **record["trained"], **found}
 
     def _seen(self, model: Model, folder: Path, original: Seen | None) -> Seen:
@@ -149,7 +160,7 @@ class Erasures(Cells):
         if not isinstance(every, TextEvidence):
             return Seen(every, every)
         rows = tuple(row for row in every.rows if row in every.concept.forget)
-        count = -(-self._num_forgotten // max(1, len(rows)))
+        count = -(-self._counts.num_forgotten // max(1, len(rows)))
         if not rows or count <= every.count:
             return Seen(every, every)
         judging = self._judging.replaced({"num_images": count})
@@ -158,12 +169,32 @@ class Erasures(Cells):
         forgotten.rows = rows
         return Seen(every, forgotten)
 
-    def _measured(self, seen: Seen, path: Path) -> dict[str, Any]:
-        """Its numbers, and the strip of its images beside `path`."""
+    def _unseen(self, model: Model, folder: Path) -> Evidence:
+        """Evidence on prompts that show what is erased in other words, or beside other things, than methods were given.
+
+        The model is bound to these prompts from now on.
+        """
+        subject = self._subject
+        if not isinstance(subject, Words) or not isinstance(model, StableDiffusion):
+            raise OptionError(f"num_unseen needs prompts, and {self._source} takes classes: leave it out of [judging]")
+        rows = unseen_prompts(subject.concept, subject.reference, self._counts.num_unseen, self.seed)
+        other = Words(model, replace(subject.concept, forget=rows), self._wanted, self.seed)
+        other.prepare(model)
+        evidence = other.evidence(model, self._judging.replaced({"num_images": 1}), folder)
+        assert isinstance(evidence, TextEvidence)
+        evidence.rows = rows
+        return evidence
+
+    def _measured(self, seen: Seen, model: Model, folder: Path, path: Path) -> dict[str, Any]:
+        """Its numbers, and the strip of its images beside `path`; images that are still to be drawn go to `folder`."""
         found = measured(seen.every, self._judging.metrics)
         if seen.forgotten is not seen.every and "ua" in found["metrics"]:
             found["metrics"]["ua"] = measured(seen.forgotten, ("ua",))["metrics"]["ua"]
         picture, names = strip(seen.every)
+        if self._counts.num_unseen:
+            unseen = measured(self._unseen(model, folder / "unseen"), ("ua",))["metrics"]
+            found["metrics"]["ua_unseen"] = unseen["ua"]
+            self._subject.prepare(model)
         if is_main():
             write_png(path.with_suffix(".png"), picture)
         return {
@@ -174,18 +205,18 @@ class Erasures(Cells):
         }
 
 
-def judging_of(plan: Plan, seed: int = 0) -> tuple[Judging, int]:
-    """How a plan's cells are judged, and `num_forgotten`; raises OptionError for what it does not have."""
+def judging_of(plan: Plan, seed: int = 0) -> tuple[Judging, Counts]:
+    """How a plan's cells are judged; raises OptionError for what it does not have."""
     given: dict[str, Any] = dict(plan.judging)
-    num_forgotten = given.pop("num_forgotten", 0)
+    counts = Counts(**{name: given.pop(name) for name in Counts._fields if name in given})
     known = {field.name for kind in (Judging, SampleSettings) for field in fields(kind)} - {"samples", "sample_seed"}
     for name in given:
         if name not in known:
-            raise OptionError(f"[judging] has no entry {name!r}{suggestion(name, {*known, 'num_forgotten'})}")
+            raise OptionError(f"[judging] has no entry {name!r}{suggestion(name, {*known, *Counts._fields})}")
     given["metrics"] = tuple(given.get("metrics", ()))
     judging = Judging(sample_seed=seed).replaced(given)
     judging.check()
-    return judging, num_forgotten
+    return judging, counts
 
 
 def strip(evidence: Evidence) -> tuple[np.ndarray, dict[str, list[str]]]:

@@ -7,7 +7,7 @@ seeds = [0, 1, 2]                # reported
 tuned_on = [7]                   # the seeds on which the options below were chosen
 
 [train]                          # classifier: options of `erasure train classifier`
-[judging]                        # diffusion: metrics, classifier, num_images, ... and num_forgotten (see Plan)
+[judging]                        # diffusion: metrics, classifier, num_images, ... num_forgotten, num_unseen (see Plan)
 [material]                       # diffusion: num_forget_images and so on
 [scenarios.NAME]                 # forget = "random:0.1"; train.OPTION for another original
                                  # diffusion: concept, or forget with anchor and retain; model, material.OPTION

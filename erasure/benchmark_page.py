@@ -18,8 +18,8 @@ SLOT = 0.19  # inches of height for a name beside a plot
 class Spot(NamedTuple):
     """A row in the plot: percent forgotten and kept, with their intervals."""
 
-    ua: float
-    ua_interval: Sequence[float] | None
+    gone: float
+    gone_interval: Sequence[float] | None
     kept: float
     kept_interval: Sequence[float] | None
 
@@ -47,47 +47,47 @@ def spots(scenario: Mapping[str, Any]) -> dict[str, Spot]:
     """The rows of a scenario that have both numbers, by name."""
     return {
         row["name"]: Spot(
-            *(row["scores"]["ua"][key] for key in ("mean", "interval")),
+            *(row["scores"]["forgotten"][key] for key in ("mean", "interval")),
             *(row["scores"]["kept"][key] for key in ("mean", "interval")),
         )
         for row in scenario["rows"]
-        if {"ua", "kept"} <= set(row["scores"])
+        if {"forgotten", "kept"} <= set(row["scores"])
     }
 
 
 def front(points: Mapping[str, Spot]) -> list[str]:
-    """The names of those than which no other forgets and keeps at least as much and one of them more, by UA."""
+    """The names of those than which no other forgets and keeps at least as much and one of them more, in order."""
     best = [
         name
         for name, one in points.items()
         if not any(
-            other.ua >= one.ua and other.kept >= one.kept and (other.ua, other.kept) != (one.ua, one.kept)
+            other.gone >= one.gone and other.kept >= one.kept and (other.gone, other.kept) != (one.gone, one.kept)
             for other in points.values()
         )
     ]
-    return sorted(best, key=lambda name: points[name].ua)
+    return sorted(best, key=lambda name: points[name].gone)
 
 
 def pareto(points: Mapping[str, Spot]) -> Any:
     """A figure of forgetting against keeping: each row a point with its intervals and its name, the front a line."""
-    figure = plots.curve({}, "UA: what was forgotten, %", "kept: mean of what is still right, %")
+    figure = plots.curve({}, "forgotten: mean of what is no longer drawn, %", "kept: mean of what is still right, %")
     figure.set_size_inches(7.6, max(3.2, 0.8 + SLOT * len(points)))
     axes = figure.axes[0]
     best = front(points)
-    axes.plot([points[n].ua for n in best], [points[n].kept for n in best], color=plots.MUTED, linestyle=":")
-    order = sorted(points, key=lambda name: (points[name].kept, points[name].ua), reverse=True)
+    axes.plot([points[n].gone for n in best], [points[n].kept for n in best], color=plots.MUTED, linestyle=":")
+    order = sorted(points, key=lambda name: (points[name].kept, points[name].gone), reverse=True)
     for place, name in enumerate(order):
         one = points[name]
         colour = plots.INK if name == ORIGINAL else plots.ACCENT if name in best else plots.MUTED
-        for interval, fixed, flat in ((one.ua_interval, one.kept, True), (one.kept_interval, one.ua, False)):
+        for interval, fixed, flat in ((one.gone_interval, one.kept, True), (one.kept_interval, one.gone, False)):
             if interval is not None:
                 ends = [max(0.0, interval[0]), min(100.0, interval[1])]
                 pair = (ends, [fixed, fixed]) if flat else ([fixed, fixed], ends)
                 axes.plot(*pair, color=colour, linewidth=0.8, alpha=0.5)
-        axes.plot([one.ua], [one.kept], "D" if name == ORIGINAL else "o", color=colour, markersize=5)
+        axes.plot([one.gone], [one.kept], "D" if name == ORIGINAL else "o", color=colour, markersize=5)
         axes.annotate(
             name,
-            (one.ua, one.kept),
+            (one.gone, one.kept),
             xytext=(1.06, 1 - (place + 0.5) / len(order)),
             textcoords="axes fraction",
             va="center",

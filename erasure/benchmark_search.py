@@ -22,8 +22,9 @@ from erasure.run import is_main, write_json
 FORGOTTEN = 95.0
 RULES = {
     "classifier": "the smallest AvgGap",
-    "diffusion": f"of those with UA of {FORGOTTEN:.0f} % the one that keeps most (mean of what is still right, ties by "
-    "the smallest paired distance); where none forgets as much, the largest sum of UA and what is kept",
+    "diffusion": f"of those with UA of {FORGOTTEN:.0f} % the one with the largest sum of what is kept (mean of what is "
+    "still right) and, where there is one, UA unseen, ties by the smallest paired distance; where none forgets as much "
+    "the largest sum of what is forgotten and what is kept",
 }
 
 
@@ -103,8 +104,14 @@ def chosen(family: str, candidates: Sequence[Mapping[str, Any]]) -> Mapping[str,
         return min(whole, key=lambda row: mean(row, "avg_gap"))
     forgot = [row for row in whole if mean(row, "ua") >= FORGOTTEN]
     if forgot:
-        return max(forgot, key=lambda row: (mean(row, "kept"), -mean(row, "paired_distance")))
-    return max(whole, key=lambda row: mean(row, "ua") + mean(row, "kept"))
+        return max(
+            forgot,
+            key=lambda row: (
+                mean(row, "kept") + (mean(row, "ua_unseen") if "ua_unseen" in row["scores"] else 0.0),
+                -mean(row, "paired_distance"),
+            ),
+        )
+    return max(whole, key=lambda row: mean(row, "forgotten") + mean(row, "kept"))
 
 
 def _searched(plan: Plan, folder: Path, scenario: Scenario, rows: Sequence[Row], reported: Scenario) -> dict[str, Any]:

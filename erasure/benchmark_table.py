@@ -15,6 +15,8 @@ from erasure.statistics import over_seeds
 
 COLUMNS = {
     "ua": "UA",
+    "ua_unseen": "UA unseen",
+    "forgotten": "forgotten",
     "ra": "RA",
     "ira": "IRA",
     "cra": "CRA",
@@ -43,8 +45,9 @@ DIGITS = {
     "paired_distance": 2,
     "peak_memory": 0,
 }  # of a number in the table; one where nothing is said
-LARGE_FIRST = ("ua", "ra", "ta", "mia", "speed", "ira", "cra", "composition", "kept", "clip_score")
+FORGOTTEN = ("ua", "ua_unseen")  # what a generator no longer draws
 KEPT = ("ra", "ira", "cra", "composition")  # what a generator keeps
+LARGE_FIRST = (*FORGOTTEN, "forgotten", *KEPT, "kept", "ta", "mia", "speed", "clip_score")
 
 
 def tabled(plan: Plan, scenario: Scenario, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -101,16 +104,19 @@ def _scores(cells: Sequence[Cell], retrained: Mapping[int, Cell], family: str) -
         if reference and cell.row != ORIGINAL:
             values["speed"] = float(reference.result["seconds"]) / max(values["seconds"], 1e-9)
         if family == DIFFUSION:
-            values |= _kept(values) | (cost(cell.result) if cell.row != ORIGINAL else {})
+            values |= _means(values) | (cost(cell.result) if cell.row != ORIGINAL else {})
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     return {name: score(values) for name, values in found.items()}
 
 
-def _kept(values: Mapping[str, float]) -> dict[str, float]:
-    """`kept`: the mean of the shares that say what a generator still draws as asked."""
-    shares = [values[name] for name in KEPT if name in values]
-    return {"kept": sum(shares) / len(shares)} if shares else {}
+def _means(values: Mapping[str, float]) -> dict[str, float]:
+    """`forgotten` and `kept`: the means of the shares that say what a generator no longer draws, and still does."""
+    shares = {
+        "forgotten": [values[name] for name in FORGOTTEN if name in values],
+        "kept": [values[name] for name in KEPT if name in values],
+    }
+    return {name: sum(found) / len(found) for name, found in shares.items() if found}
 
 
 def score(values: list[float]) -> dict[str, Any]:
@@ -172,10 +178,14 @@ def _of_erasing(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> str:
         for name, count in n.items():
             counts.setdefault(COLUMNS.get(name, name), set()).add(count)
     images = ", ".join(f"{name} {' or '.join(map(str, sorted(found)))}" for name, found in counts.items())
+    means = "".join(
+        f"'{mean}' is the mean of {', '.join(found)}. "
+        for mean, parts in (("forgotten", FORGOTTEN), ("kept", KEPT))
+        if len(found := [COLUMNS[name] for name in parts if COLUMNS[name] in counts]) > 1
+    )
     searched = "Options were searched on " + ", ".join(one.what for one in plan.tuning) + ". " if plan.tuning else ""
     return (
-        f"{searched}Images, all seeds together: {images}. 'kept' is the mean of "
-        f"{', '.join(COLUMNS[name] for name in KEPT if COLUMNS[name] in counts)}. FD over few images is large for "
+        f"{searched}Images, all seeds together: {images}. {means}FD over few images is large for "
         "every row, the original too: compare rows of one table. Seconds include the mask; peak MB is how far "
         "memory rose while the method ran."
     )
@@ -184,8 +194,9 @@ def _of_erasing(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> str:
 def columns_of(scenario: Mapping[str, Any]) -> list[str]:
     """The columns that have a number in any row, in their order; other metrics come last."""
     measured = {name for row in scenario["rows"] for name in (*row["scores"], *row["published"])}
-    if len(measured & set(KEPT)) == 1:  # its mean says nothing new
-        measured -= {"kept"}
+    for mean, parts in (("forgotten", FORGOTTEN), ("kept", KEPT)):
+        if len(measured & set(parts)) == 1:  # the mean of one says nothing new
+            measured -= {mean}
     return [name for name in COLUMNS if name in measured] + sorted(measured - set(COLUMNS))
 
 

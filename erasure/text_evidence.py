@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from erasure.clip import clip_scores, load_clip
 from erasure.concepts import Concept, Prompt
@@ -19,6 +20,7 @@ from erasure.errors import NotApplicableError
 from erasure.evidence import IMAGES_A_ROW, Evidence, Kind, Part, PictureRow, need_network, remembered
 from erasure.judges import Judge, Judged
 from erasure.models.stable_diffusion import StableDiffusion
+from erasure.prompt_file import Shows
 from erasure.samples import Item, Samples, SampleSettings, draw_items, path_of
 from erasure.seeds import derive
 from erasure.task import Task
@@ -26,6 +28,43 @@ from erasure.task import Task
 GRID = 12
 IMAGES_A_PROMPT = 4
 UNJUDGED = 8
+
+
+def shown_by(dataset: Dataset) -> list[Shows]:
+    """What each class of a data set shows, as (domain, value) pairs in order."""
+    return [
+        tuple(
+            (aspect.domain or name, aspect.names[aspect.of_class[label]])
+            for name, aspect in dataset.aspects.items()
+            if aspect.names[aspect.of_class[label]] != "none"
+        )
+        for label in range(len(dataset.class_names))
+    ]
+
+
+def unseen_prompts(concept: Concept, dataset: Dataset, count: int, seed: int) -> tuple[Prompt, ...]:
+    """`count` captions of the data set that show what is erased and that the concept's prompts do not hold.
+
+    Half of them, as far as there are enough, show one thing of a domain and half show several; each half is drawn from
+    the seed, a class only again when all others were taken.
+    Raises NotApplicableError for a data set without captions, or without any that is left.
+    """
+    known, erased = set(concept.table()), concept.erased
+    kinds: dict[bool, list[tuple[int, float, str, Shows]]] = {False: [], True: []}
+    generator = torch.Generator().manual_seed(derive(seed, "unseen"))
+    for captions, shows in zip(dataset.captions, shown_by(dataset), strict=bool(dataset.captions)):
+        if erased & set(shows):
+            several = max(Counter(domain for domain, _ in shows).values()) > 1
+            left = [text for text in captions if text not in known]
+            places = sorted(zip(torch.rand(len(left), generator=generator).tolist(), left, strict=True))
+            kinds[several] += [(turn, place, text, shows) for turn, (place, text) in enumerate(places)]
+    alone, beside = sorted(kinds[False]), sorted(kinds[True])
+    if not alone and not beside:
+        raise NotApplicableError(
+            "num_unseen needs data with captions that show what is erased, other than the prompts to forget"
+        )
+    half = min(len(beside), max(count // 2, count - len(alone)))
+    return tuple(Prompt(text, "", shows) for _, _, text, shows in (*alone[: count - half], *beside[:half]))
 
 
 class TextEvidence(Evidence):
@@ -186,8 +225,7 @@ class TextEvidence(Evidence):
 
     def reference(self, part: Part) -> Dataset:
         """Real images that show what the part's rows show."""
-        aspects = list(self.dataset.aspects.values())
-        if not aspects:
+        if not self.dataset.aspects:
             raise NotApplicableError(
                 "no real images are here to compare with: give --data, a data set that says what it shows"
             )
@@ -195,16 +233,7 @@ class TextEvidence(Evidence):
         wanted = {
             frozenset(Counter(row.shows).items()) for i, row in enumerate(self.rows) if self._is_forget(i) == forgotten
         }
-        shown = [
-            frozenset(
-                Counter(
-                    (aspect.domain or name, aspect.names[aspect.of_class[label]])
-                    for name, aspect in self.dataset.aspects.items()
-                    if aspect.names[aspect.of_class[label]] != "none"
-                ).items()
-            )
-            for label in range(len(self.dataset.class_names))
-        ]
+        shown = [frozenset(Counter(shows).items()) for shows in shown_by(self.dataset)]
         return self.dataset.of_classes([label for label, what in enumerate(shown) if what in wanted])
 
     def reference_features(self, part: Part) -> np.ndarray:

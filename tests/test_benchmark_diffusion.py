@@ -73,6 +73,7 @@ learning_rate = 1e30
 batch_size = 8
 steps = 5
 """
+UNSEEN = {"weak": 50.0, "robust": 100.0, "middling": 80.0}
 SALUN = ("salun with saliency mask", "salun without mask")
 
 
@@ -144,10 +145,10 @@ def test_a_killed_benchmark_goes_on(plan, tmp_path, made, monkeypatch):
     out = tmp_path / "bench"
     real = benchmark_erasing.Erasures._measured
 
-    def killed(self, seen, path):
+    def killed(self, *given):
         if len(made) == 2:
             raise KeyboardInterrupt
-        return real(self, seen, path)
+        return real(self, *given)
 
     monkeypatch.setattr(benchmark_erasing.Erasures, "_measured", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -228,6 +229,42 @@ def test_prompts_of_a_text_to_image_model(tmp_path, plan):
         benchmark(plan, tmp_path / "other")
 
 
+def test_prompts_that_no_method_was_given(tmp_path, plan, monkeypatch):
+    plan.write_text(
+        f"""
+        family = "diffusion"
+        model = "{pipeline_folder("sd1")}"
+        data = "digits_styles"
+        seeds = [0]
+        judging = {{num_images = 1, num_unseen = 8, num_inference_steps = 1, classifier = "digits-sd-classifier"}}
+        [scenarios.five]
+        concept = "digits/five"
+        [methods.negative_prompt]
+        """
+    )
+    drawn, real = [], benchmark_erasing.measured
+
+    def measured(evidence, metrics):
+        drawn.append(evidence)
+        return real(evidence, metrics)
+
+    monkeypatch.setattr(benchmark_erasing, "measured", measured)
+    result = benchmark(plan, tmp_path / "bench")
+    seen = {role.text for role in (*load_concept("digits/five").forget, *load_concept("digits/five").retain)}
+    before, unseen_before, _, unseen_after = drawn
+    assert not {row.text for row in unseen_before.rows} & seen and len(unseen_before.rows) == 8
+    assert unseen_before.rows == unseen_after.rows and unseen_before.samples.images.shape[0] == 8
+    assert before.model.class_names == before.task.class_names  # bound again to what methods are given
+    for row, own in zip(result["scenarios"][0]["rows"], (unseen_before, unseen_after), strict=True):
+        scores = row["scores"]
+        assert scores["ua_unseen"]["mean"] == 100 * (1 - own.correct("forget").mean())
+        assert scores["forgotten"]["mean"] == (scores["ua"]["mean"] + scores["ua_unseen"]["mean"]) / 2
+    assert "'forgotten' is the mean of UA, UA unseen." in result["notes"][1]
+    plan.write_text(PLAN.format(model="digits-ddpm").replace("num_images = 2", "num_images = 2\nnum_unseen = 2"))
+    with pytest.raises(OptionError, match="num_unseen needs prompts"):
+        benchmark(plan, tmp_path / "other")
+
+
 def row_of(name, **means):
     return {"name": name, "failed": {}, "scores": {key: {"mean": value} for key, value in means.items()}}
 
@@ -240,7 +277,10 @@ def test_the_rule_of_a_search():
         row_of("nearer", ua=96, kept=85, paired_distance=2),
     ]
     assert chosen("diffusion", rows)["name"] == "nearer"
-    assert chosen("diffusion", [*rows[:1], row_of("sum", ua=94, kept=97, paired_distance=9)])["name"] == "sum"
+    robust = [row_of(name, ua=96, ua_unseen=unseen, kept=90, paired_distance=2) for name, unseen in UNSEEN.items()]
+    assert chosen("diffusion", robust)["name"] == "robust"
+    less = row_of("sum", ua=94, forgotten=94, kept=97, paired_distance=9)
+    assert chosen("diffusion", [row_of("keeps", ua=90, forgotten=90, kept=100), less])["name"] == "sum"
     assert chosen("diffusion", [{**rows[0], "failed": {"5": "diverged"}}]) is None
     assert chosen("classifier", [row_of("a", avg_gap=2), row_of("b", avg_gap=1), row_of("c", ua=9)])["name"] == "b"
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from erasure import registry
-from erasure.concepts import Concept, Prompt
+from erasure.concepts import Concept, Prompt, load_concept
 from erasure.data import load_dataset
 from erasure.errors import NotApplicableError
 from erasure.evaluate import measured
 from erasure.judges import Judge, Judged
 from erasure.material import text_task
 from erasure.samples import SampleSettings
-from erasure.text_evidence import TextEvidence
+from erasure.text_evidence import TextEvidence, shown_by, unseen_prompts
 from tests import test_dinov2, test_judges
 from tests.conftest import pipeline_folder, tiny
 from tests.test_judges import saved
@@ -193,3 +195,23 @@ def test_the_same_seed_pairs_two_models(tmp_path):
     assert not np.array_equal(one.samples.images, other.samples.images)
     assert measured(one, ("ua",))["metrics"]["ua"]["value"] == 75
     assert torch.equal(torch.from_numpy(one.chosen("forget")), torch.from_numpy(other.chosen("forget")))
+
+
+def test_prompts_that_no_method_was_given_show_what_is_erased_in_other_words():
+    data = load_dataset("digits_styles", "test")
+    concept = load_concept("digits/five,digits/ink")
+    rows = unseen_prompts(concept, data, 40, seed=0)
+    shown = {caption: shows for captions, shows in rowwise(data) for caption in captions}
+    assert len({row.text for row in rows}) == 40 and not {row.text for row in rows} & set(concept.table())
+    assert all(row.shows == shown[row.text] and set(row.shows) & concept.erased for row in rows)
+    beside = [row for row in rows if len(row.shows) == 3]
+    assert len(beside) == 20 and len({row.shows for row in rows}) >= 34  # 14 classes show one of the two alone
+    assert rows == unseen_prompts(concept, data, 40, seed=0) != unseen_prompts(concept, data, 40, seed=1)
+    few = replace(data, captions=tuple(texts if len(shows) == 2 else () for texts, shows in rowwise(data)))
+    assert len(unseen_prompts(load_concept("digits/five"), few, 40, seed=0)) == 25  # five styles, five wordings left
+    with pytest.raises(NotApplicableError, match="needs data with captions"):
+        unseen_prompts(concept, replace(data, captions=()), 40, seed=0)
+
+
+def rowwise(data):
+    return zip(data.captions, shown_by(data), strict=True)
