@@ -26,6 +26,7 @@ from erasure.models import Examples, Model
 from erasure.seeds import derive
 
 HELD_BYTES = 1 << 30  # per-sample gradients up to here are kept, beyond it they are made anew for each product
+HELD_AT_ONCE = 1 << 26  # numbers of per-sample gradients that are summed at once
 CHUNK = 1 << 24  # numbers that a dot product widens at once
 
 Curvature = Literal["woodfisher", "hessian"]
@@ -276,3 +277,18 @@ def dot(first: Tensor, second: Tensor) -> float:
     """The inner product of two vectors, summed in float64."""
     pairs = zip(first.split(CHUNK), second.split(CHUNK), strict=True)
     return sum(float(a.double() @ b.double()) for a, b in pairs)
+
+
+def diagonal_fisher(model: Model, space: WeightSpace, dataset: Dataset, seed: int, count: int) -> Tensor:
+    """The diagonal Fisher matrix (size,) of the free weights: the mean squared gradient of the loss of each sample.
+
+    `count` samples of `dataset` at most, chosen by `seed`; one noise and timestep a sample, in evaluation mode.
+    """
+    chosen = np.sort(np.random.default_rng(derive(seed, "fisher")).permutation(len(dataset))[:count])
+    together = max(1, min(64, HELD_AT_ONCE // max(1, space.size)))
+    losses = SampleLosses(model, space, dataset, derive(seed, "fisher"), chosen=chosen, batch_size=together)
+    total = space.zeros()
+    with torch.no_grad():  # or each gradient would carry a graph to the weights that are held
+        for rows in losses.gradients(chunk=together):
+            total += rows.square().sum(0)
+    return total / len(chosen)

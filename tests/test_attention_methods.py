@@ -8,12 +8,13 @@ import torch
 from erasure.attention_maps import AttentionMaps, cross_attentions
 from erasure.data import Batch, Batches
 from erasure.errors import NotApplicableError, OptionError
-from erasure.methods._attention import marked, subject_of, subjects
+from erasure.low_rank import SeveralFactors
+from erasure.methods._attention import Concepts, marked, subject_of, subjects
 from erasure.methods._base import Job
 from erasure.methods._closed_form import matrices_of
 from erasure.methods._keys import keys_of
 from erasure.methods.forget_me_not import ForgetMeNot
-from erasure.methods.mace import MACE, _Concepts, _Factors, density, fused, refined
+from erasure.methods.mace import MACE, density, fused, refined
 from erasure.task import Task
 from tests.conftest import CATS, about, state_of, tiny
 
@@ -207,7 +208,7 @@ def test_the_fusion_solves_its_normal_equations():
 def test_concepts_are_told_apart_by_their_words_and_keys_stand_behind_them():
     model = tiny("sd1")
     task = about("sd1")[1]
-    concepts = _Concepts.of(model, task)
+    concepts = Concepts.of(model, task)
     assert concepts.chosen[:2].tolist() == [[1.0, 0.0], [0.0, 1.0]]  # "cat", and "photo of a cat" for "tree"
     assert not concepts.chosen[2:].any()
     spans, given = subjects(model, task), model.bound.embeddings.double()
@@ -222,16 +223,15 @@ def test_concepts_are_told_apart_by_their_words_and_keys_stand_behind_them():
 def test_prompts_that_differ_from_their_anchors_in_the_same_words_are_one_concept():
     prompts = ("a cat", "a cat on a chair", "a dog", "a dog on a chair", "a tree")
     model = tiny("sd1").bind(prompts)
-    concepts = _Concepts.of(model, Task(prompts, (0, 1), anchors=(2, 3)))
+    concepts = Concepts.of(model, Task(prompts, (0, 1), anchors=(2, 3)))
     assert concepts.chosen.tolist() == [[1.0], [1.0], [0.0], [0.0], [0.0], [0.0]] and len(concepts.grams) == 1
 
 
 def test_a_sample_sees_the_factors_of_its_own_concept():
     model, job = tiny("sd1"), job_of()
     examples = examples_of(model, job, 2)
-    name = next(iter(matrices_of(model.network)))
-    with torch.no_grad(), _Factors(model.network, 2, 1, 0) as factors:
-        module = model.network.get_submodule(name.removesuffix(".weight"))
+    name, module = next((n, m) for n, m in model.network.named_modules() if n.endswith("attn2.to_k"))
+    with torch.no_grad(), SeveralFactors({name: module}, 2, 1, torch.Generator().manual_seed(0)) as factors:
         plain = model.answer(examples.inputs)
         module.low_rank_up.normal_(generator=torch.Generator().manual_seed(0))
         changes = factors.changes(name)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from erasure.curvature import WeightSpace
+from erasure.curvature import WeightSpace, diagonal_fisher
 from erasure.data import Batch, Batches
 from erasure.errors import NotApplicableError, OptionError
 from erasure.mask import Mask
 from erasure.methods import selective_amnesia
 from erasure.methods._base import Draws, Job
-from erasure.methods.selective_amnesia import SelectiveAmnesia, _Held, fisher
+from erasure.methods.selective_amnesia import SelectiveAmnesia, _Held
 from erasure.optimise import Step
 from erasure.seeds import derive
 from erasure.task import Task
@@ -36,7 +36,7 @@ def test_the_fisher_matrix_is_the_mean_squared_gradient_of_single_samples(kind):
     model, job = tiny(kind), job_of(kind)
     before = state_of(model)
     mask = Mask.random(Mask({n: p.detach() for n, p in model.network.named_parameters()}), 0.5, 0)
-    found = fisher(model, WeightSpace(model.network, mask), job.retain, 3, 4)
+    found = diagonal_fisher(model, WeightSpace(model.network, mask), job.retain, 3, 4)
     rows = np.sort(np.random.default_rng(derive(3, "fisher")).permutation(len(job.retain))[:4])
     batch = Batch(job.retain.samples(rows), torch.from_numpy(job.retain.labels[rows]))
     generator = torch.Generator().manual_seed(derive(derive(3, "fisher"), "curvature", 0))
@@ -58,7 +58,7 @@ def test_the_loss_is_its_formula():
     model, job = tiny("ddpm"), job_of("ddpm")
     method = SelectiveAmnesia(**SMALL, gamma=0.7, penalty=3.0)
     held = _Held(method, model, job)
-    weights = fisher(model, WeightSpace(model.network), job.retain, 0, 5)
+    weights = diagonal_fisher(model, WeightSpace(model.network), job.retain, 0, 5)
     start = torch.nn.utils.parameters_to_vector(model.network.parameters()).detach()
     with torch.no_grad():
         for parameter in model.network.parameters():
@@ -112,7 +112,7 @@ def test_what_is_made_before_the_loop_is_the_originals_and_counts(monkeypatch):
 
         return wrapped
 
-    monkeypatch.setattr(selective_amnesia, "fisher", slow(fisher))
+    monkeypatch.setattr(selective_amnesia, "diagonal_fisher", slow(diagonal_fisher))
     monkeypatch.setattr(SelectiveAmnesia, "_drawn", slow(SelectiveAmnesia._drawn))
     outcome = SelectiveAmnesia(**SMALL).erase(model, job)
     assert seen == [(original, False)] * 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -55,3 +57,40 @@ def marked(spans: dict[int, range], model: StableDiffusion) -> Tensor:
     for label, span in spans.items():
         found[label, span.start : span.stop] = True
     return found.to(model.device)
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """What is to be forgotten, by concept.
+
+    `words` (labels, tokens) marks each prompt's own words of its concept, `chosen` (labels, n) which of n concepts it
+    is of. `pairs` are the keys behind those words and those at the same places behind the anchor's, (m, d) each;
+    `grams` (n, d, d) the sum of e e^T over a concept's keys from its words on. Keys are float64, on the CPU.
+    """
+
+    words: Tensor
+    chosen: Tensor
+    pairs: tuple[Tensor, Tensor]
+    grams: Tensor
+
+    @classmethod
+    def of(cls, model: StableDiffusion, task: Task) -> Self:
+        """Those of `task`, from the bound prompts."""
+        given, words, spans = model.bound.embeddings.detach().cpu().double(), tokens_of(model)[1], subjects(model, task)
+        numbers: dict[tuple[int, ...], int] = {}
+        chosen = torch.zeros(len(given), len(spans))
+        before, after, own = [], [], []
+        for label, anchor in zip(task.forget, task.anchors, strict=True):
+            span = spans[label]
+            number = numbers.setdefault(tuple(words[label][span.start - 1 : span.stop - 1]), len(numbers))
+            chosen[label, number] = 1.0
+            behind = span.stop + len(words[anchor]) - len(words[label])  # in the anchor, whose end is the same
+            count = given.shape[1] - max(span.stop, behind)
+            before.append(given[label, span.stop : span.stop + count])
+            after.append(given[anchor, behind : behind + count])
+            own.append((number, given[label, span.start :]))
+        grams = torch.zeros(len(numbers), given.shape[2], given.shape[2], dtype=torch.float64)
+        for number, keys in own:
+            grams[number] += keys.T @ keys
+        pairs = torch.cat(before), torch.cat(after)
+        return cls(marked(spans, model), chosen[:, : len(numbers)].to(model.device), pairs, grams)

@@ -24,19 +24,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from erasure.attention_maps import AttentionMaps
 from erasure.data import Batch, Batches
 from erasure.errors import OptionError
-from erasure.low_rank import DOWN, UP, is_factor
-from erasure.methods._attention import marked, need_cross_attention, subjects
+from erasure.low_rank import SeveralFactors, is_factor
+from erasure.methods._attention import Concepts, need_cross_attention
 from erasure.methods._base import Job, Method
 from erasure.methods._closed_form import in_range, matrices_of, solved, write
-from erasure.methods._keys import keys_of, tokens_of
+from erasure.methods._keys import keys_of
 from erasure.models import Examples, Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.optimise import LoopSettings, Outcome, Step, optimise
@@ -91,7 +91,7 @@ class MACE(Method):
         if not self.steps:
             return Outcome([], 0.0)
         began = time.perf_counter()
-        concepts = _Concepts.of(model, job.task)
+        concepts = Concepts.of(model, job.task)
         kept = keys_of(model, job.task, "rest").gram
         matrices = matrices_of(model.network)
         originals = {name: matrix.detach().cpu().double() for name, matrix in matrices.items()}
@@ -99,7 +99,9 @@ class MACE(Method):
         refinements = {name: original @ operator for name, original in originals.items()}
         for name, matrix in refinements.items():
             write(matrices[name], name, matrix)
-        with _Factors(model.network, len(concepts.grams), self.rank, derive(job.seed, "factors")) as factors:
+        modules = {name: model.network.get_submodule(name.removesuffix(".weight")) for name in matrices}
+        generator = torch.Generator().manual_seed(derive(job.seed, "factors"))
+        with SeveralFactors(modules, len(concepts.grams), self.rank, generator) as factors:
             spent = time.perf_counter() - began
             outcome = self._trained(model, job, concepts, factors)
             began = time.perf_counter()
@@ -112,7 +114,7 @@ class MACE(Method):
     def _loop(self) -> LoopSettings:
         return LoopSettings(self.steps, self.learning_rate, checkpoint_every=self.checkpoint_every)
 
-    def _trained(self, model: StableDiffusion, job: Job, concepts: _Concepts, factors: _Factors) -> Outcome:
+    def _trained(self, model: StableDiffusion, job: Job, concepts: Concepts, factors: SeveralFactors) -> Outcome:
         """Train the factors on images of the concepts; the loss is the squared attention to the concepts' words."""
         images = Batches(job.forget, self.batch_size, derive(job.seed, "forget"))
 
@@ -196,82 +198,3 @@ def fused(
     system = grams.sum(0) + scale * kept + ridge * unit
     way = (changes @ grams).sum(0) + scale * (original - matrix) @ kept
     return solved(system, way.T)[0].T
-
-
-@dataclass(frozen=True)
-class _Concepts:
-    """What is to be forgotten, by concept.
-
-    `words` (labels, tokens) marks each prompt's own words of its concept, `chosen` (labels, n) which of n concepts it
-    is of. `pairs` are the keys behind those words and those at the same places behind the anchor's, (m, d) each;
-    `grams` (n, d, d) the sum of e e^T over a concept's keys from its words on. Keys are float64, on the CPU.
-    """
-
-    words: Tensor
-    chosen: Tensor
-    pairs: tuple[Tensor, Tensor]
-    grams: Tensor
-
-    @classmethod
-    def of(cls, model: StableDiffusion, task: Task) -> Self:
-        """Those of `task`, from the bound prompts."""
-        given, words, spans = model.bound.embeddings.detach().cpu().double(), tokens_of(model)[1], subjects(model, task)
-        numbers: dict[tuple[int, ...], int] = {}
-        chosen = torch.zeros(len(given), len(spans))
-        before, after, own = [], [], []
-        for label, anchor in zip(task.forget, task.anchors, strict=True):
-            span = spans[label]
-            number = numbers.setdefault(tuple(words[label][span.start - 1 : span.stop - 1]), len(numbers))
-            chosen[label, number] = 1.0
-            behind = span.stop + len(words[anchor]) - len(words[label])  # in the anchor, whose end is the same
-            count = given.shape[1] - max(span.stop, behind)
-            before.append(given[label, span.stop : span.stop + count])
-            after.append(given[anchor, behind : behind + count])
-            own.append((number, given[label, span.start :]))
-        grams = torch.zeros(len(numbers), given.shape[2], given.shape[2], dtype=torch.float64)
-        for number, keys in own:
-            grams[number] += keys.T @ keys
-        pairs = torch.cat(before), torch.cat(after)
-        return cls(marked(spans, model), chosen[:, : len(numbers)].to(model.device), pairs, grams)
-
-
-class _Factors:
-    """Low-rank factors beside each key and value matrix, some for each concept; a sample sees those of its own.
-
-    `chosen` (b, concepts) says which each sample of a forward pass is of; None: none sees any.
-    """
-
-    def __init__(self, network: nn.Module, concepts: int, rank: int, seed: int) -> None:
-        self.chosen: Tensor | None = None
-        self._modules = {name: network.get_submodule(name.removesuffix(".weight")) for name in matrices_of(network)}
-        self._count, self._hooks = concepts, list[torch.utils.hooks.RemovableHandle]()
-        generator = torch.Generator().manual_seed(seed)
-        for module in self._modules.values():
-            weight: Any = module.weight
-            down = nn.init.kaiming_uniform_(torch.empty(concepts * rank, weight.shape[1]), a=1, generator=generator)
-            module.register_parameter(DOWN, nn.Parameter(down.to(weight)))
-            module.register_parameter(UP, nn.Parameter(weight.new_zeros(weight.shape[0], concepts * rank)))
-
-    def __enter__(self) -> Self:
-        self._hooks += [module.register_forward_hook(self._added) for module in self._modules.values()]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for module in self._modules.values():
-            delattr(module, DOWN)
-            delattr(module, UP)
-
-    def _added(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if self.chosen is None:
-            return output
-        inner = nn.functional.linear(inputs[0], getattr(module, DOWN)).unflatten(-1, (self._count, -1))
-        seen = (inner * self.chosen[:, None, :, None].to(inner)).flatten(-2)
-        return output + nn.functional.linear(seen, getattr(module, UP))
-
-    def changes(self, name: str) -> Tensor:
-        """dW_i (concepts, out, in) of the matrix `name`, float64, on the CPU."""
-        module = self._modules[name]
-        down, up = (getattr(module, part).detach().cpu().double() for part in (DOWN, UP))
-        return up.unflatten(1, (self._count, -1)).movedim(1, 0) @ down.unflatten(0, (self._count, -1))

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erasure.curvature import SampleLosses, WeightSpace
+from erasure.curvature import WeightSpace, diagonal_fisher
 from erasure.data import Batch, Dataset
 from erasure.errors import NotApplicableError, OptionError
 from erasure.free_weights import taken
@@ -39,7 +39,6 @@ from erasure.optimise import Outcome
 from erasure.seeds import derive
 from erasure.task import Task
 
-HELD = 1 << 26  # numbers of per-sample gradients at once
 # The official configurations for Stable Diffusion.
 TEXT: dict[str, Any] = {
     **LATENT,
@@ -158,7 +157,8 @@ class _Held:
 
     def __init__(self, method: SelectiveAmnesia, model: Model, job: Job) -> None:
         self.space = WeightSpace(model.network, job.mask, method.trains)
-        self.fisher = fisher(model, self.space, job.retain, job.seed, method.fisher_samples).split(self.space.lengths)
+        found = diagonal_fisher(model, self.space, job.retain, job.seed, method.fisher_samples)
+        self.fisher = found.split(self.space.lengths)
         self.origin = self.space.values().split(self.space.lengths)
         self.retain = job.retain
         self.places = {
@@ -188,18 +188,3 @@ class _Held:
             for label in labels.tolist()
         ]
         return self.retain.samples(np.array(chosen))
-
-
-def fisher(model: Model, space: WeightSpace, dataset: Dataset, seed: int, count: int) -> Tensor:
-    """The diagonal Fisher matrix (size,) of the free weights: the mean squared gradient of the loss of each sample.
-
-    `count` samples of `dataset` at most, chosen by `seed`; one noise and timestep a sample, in evaluation mode.
-    """
-    chosen = np.sort(np.random.default_rng(derive(seed, "fisher")).permutation(len(dataset))[:count])
-    together = max(1, min(64, HELD // max(1, space.size)))
-    losses = SampleLosses(model, space, dataset, derive(seed, "fisher"), chosen=chosen, batch_size=together)
-    total = space.zeros()
-    with torch.no_grad():  # or each gradient would carry a graph to the weights that are held
-        for rows in losses.gradients(chunk=together):
-            total += rows.square().sum(0)
-    return total / len(chosen)
