@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import audit, closed_forms, command_line, detectors, exact, mask, stable_diffusion, step
+from benchmarks import audit, closed_forms, command_line, detectors, exact, mask, methods, stable_diffusion, step
 
 Measured = Mapping[str, float | str]
 ALL: dict[str, Callable[[], Measured]] = {
@@ -24,6 +24,7 @@ ALL: dict[str, Callable[[], Measured]] = {
     "command line": command_line.measure,
     "sd step": stable_diffusion.step,
     "sd memory": stable_diffusion.memory,
+    "method step": methods.measure,
     "closed forms": closed_forms.measure,
     "detectors": detectors.measure,
     "audit": audit.measure,

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 import torch
@@ -11,17 +12,20 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import audit as audit_benchmark
 from benchmarks import detectors as detector_benchmark
-from benchmarks import gpu, gpu_sd, gpu_tables, publish, sd_networks, stable_diffusion, step
+from benchmarks import gpu, gpu_sd, gpu_tables, ideas, methods, publish, sd_networks, stable_diffusion, step
 from benchmarks import mask as mask_benchmark
 from benchmarks.official import official_mask
 from benchmarks.official_sd import Encoders, Images, OfficialSalUn
 from erasure import registry
+from erasure.benchmark_file import read_plan
 from erasure.data import Batches
 from erasure.latents import Latents
 from erasure.mask import Mask
+from erasure.methods.salun import SalUn
 from erasure.models._diffusion import drawn_timesteps
 from erasure.seeds import derive
 from tests.conftest import CIFAR10, ROOT, state_of, tiny
+from tests.test_attention_methods import job_of
 
 
 def test_both_masks_select_the_same_weights():
@@ -241,3 +245,47 @@ def test_the_audit_benchmarks_compare_the_same_work(monkeypatch):
     monkeypatch.setattr(detector_benchmark, "IMAGES", 2)
     monkeypatch.setattr(detector_benchmark, "ROUNDS", 1)
     assert all(value > 0 for value in detector_benchmark.measure().values())
+
+
+def test_a_method_is_measured_against_the_calls_that_its_steps_make(monkeypatch):
+    names = ("salun", "esd", "lora_esd", "advunlearn", "mace")
+    monkeypatch.setattr(methods, "load_family", lambda name, family: tiny("sd1"))
+    found = methods.measure(names, steps=2, rounds=1)
+    assert list(found) == [f"{name}, {what}" for name in names for what in ("seconds a step", "ours / bare floor")]
+    assert all(value > 0 for value in found.values())
+    compared = {row.method for row in read_plan("digits-sd").rows}
+    assert set(methods.METHODS) == {name for name in compared if hasattr(registry.load("methods", name), "steps")} - {
+        "influence"  # one step, whose length is found by trying
+    }
+
+
+def test_the_calls_of_steps_are_caught_and_made_again():
+    model, job = tiny("sd1"), job_of()
+    with methods.caught(model) as calls:
+        SalUn(steps=2, batch_size=3, relabel="anchor").erase(model, job)
+    assert [call.backward for call in calls] == [False, True] * 2
+    assert [len(call.arguments[0]) for call in calls] == [3, 6] * 2
+    before = state_of(model)
+    methods.replay(calls)
+    after = model.network.state_dict()
+    assert all(after[name].equal(value) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in model.network.parameters())
+
+
+def test_ideas_are_tried_on_what_options_are_tuned_on(tmp_path):
+    scores = {"a": torch.tensor([4.0, 3.0, 2.0, 1.0]), "b": torch.tensor([0.4, 0.3, 0.2, 0.1])}
+    mask = ideas.per_layer(scores, 0.5, {})
+    assert mask.tensors["a"].tolist() == mask.tensors["b"].tolist() == [True, True, False, False]
+    kept = {"a": torch.tensor([7.0, 0.0, 0.0, 0.0]), "b": torch.zeros(4)}
+    found = ideas.discounted(scores, kept)  # the mean of what is kept is 7 / 8
+    torch.testing.assert_close(found["a"], torch.tensor([4 / (7 + 7 / 8), 3 / (7 / 8), 2 / (7 / 8), 1 / (7 / 8)]))
+    plan = tomllib.loads((ROOT / "benchmarks" / "digits-sd.toml").read_text())
+    (name, scenario), *_ = plan["tuning"].items()
+    path = tmp_path / "plan.toml"
+    path.write_text(ideas.as_plan(plan, name, scenario, 7, {"per layer": tmp_path / "m.safetensors"}))
+    rows = read_plan(path).rows
+    assert [row.name for row in rows] == [
+        f"{loss}-{kind}" for loss in ideas.LOSSES for kind in ("saliency", "per-layer", "attn2", "none")
+    ]
+    assert rows[0].options["steps"] == plan["methods"]["salun"]["steps"] and rows[2].options["weights"] == "attn2"
+    assert rows[4].saliency == plan["methods"]["salun_distilled"]["saliency"]
