@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from erasure import options
 from erasure.benchmark_plan import AGAIN, ORIGINAL, RETRAIN, Plan, Row, Scenario
@@ -26,7 +25,7 @@ from erasure.evidence import OF_CLASSIFIERS, Evidence, Split
 from erasure.judging import Judging
 from erasure.models import Model, load_model
 from erasure.notes import tell
-from erasure.processes import agreed, device
+from erasure.processes import agreed, device, world
 from erasure.recipe import ClassifierRecipe
 from erasure.run import fingerprint, is_main, read_json, read_record, write_json
 from erasure.seeds import derive
@@ -153,7 +152,7 @@ class Column(Cells):
 
     def _made(self, request: Request, out: Path) -> dict[str, Any]:
         erase(request, out, report=False)
-        PartialState().wait_for_everyone()  # the main process has saved the model
+        world().wait_for_everyone()  # the main process has saved the model
         record = read_record(out / "run.json")
         scores = self._scores(self._evidence_of(load_model(out).to(device()), self._evidence))
         return {"mask": record["settings"]["mask"], **record["trained"], **scores}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import PartialState
 
 from erasure.benchmark_cells import Cell, Cells, short
 from erasure.benchmark_plan import ORIGINAL, Plan, Row, Scenario
@@ -27,7 +26,7 @@ from erasure.images import grid, write_png
 from erasure.judging import Judging
 from erasure.models import DiffusionModel, Model, load_model
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.processes import device
+from erasure.processes import device, world
 from erasure.run import is_main, read_record
 from erasure.samples import SampleSettings
 from erasure.subjects import Subject, Wanted, subject_of
@@ -136,12 +135,12 @@ class Erasures(Cells):
         before = self._before
         if is_main() and _is_light(out):
             shutil.rmtree(out)
-        PartialState().wait_for_everyone()
+        world().wait_for_everyone()
         try:
             erase(request, out, report=False)
         except DivergedError as error:
             raise DivergedError(str(error.__cause__ or error), error.step) from error
-        PartialState().wait_for_everyone()  # the main process has saved the model
+        world().wait_for_everyone()  # the main process has saved the model
         record = read_record(out / "run.json")
         model = load_model(out).to(device())
         self._subject.prepare(model)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -25,6 +24,7 @@ from erasure.errors import DivergedError, OptionError
 from erasure.free_weights import FreeWeights
 from erasure.mask import Mask
 from erasure.optimizers import Optimizer, new_optimizer
+from erasure.processes import world
 from erasure.run import Log, read_log
 from erasure.seeds import derive
 
@@ -156,7 +156,7 @@ class _Loop:
         if mask is not None:
             mask.check(network)
         self.network, self.settings, self.seed = network, settings, seed
-        self.state = PartialState()
+        self.state = world()
         lean = settings.lean_optimizer
         self.free = FreeWeights(network, mask, trains, norm_over_all=settings.clip_before_mask, lean=lean)
         self.optimizer = new_optimizer(

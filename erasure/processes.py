@@ -1,4 +1,4 @@
-"""Several processes under `accelerate launch`: which device, what the main one knows, and a folder they share."""
+"""Several processes of `accelerate launch` or `torchrun`: their devices, what the main one knows, a shared folder."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 T = TypeVar("T")
 
 
+def world() -> PartialState:
+    """The processes that work together: those of `accelerate launch` on accelerators, those of `torchrun` on CPUs."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
 def device() -> torch.device:
     """The device of this process."""
-    return PartialState().device
+    return world().device
 
 
 def agreed(value: T) -> T:
     """The main process's `value`, in every process."""
-    if PartialState().num_processes == 1:
+    if world().num_processes == 1:
         return value
     return broadcast_object_list([value])[0]
 
@@ -32,4 +37,4 @@ def shared_folder() -> Iterator[Path]:
     """A temporary folder that all processes see, gone when all of them are done with it."""
     with tempfile.TemporaryDirectory() as own:
         yield Path(agreed(own))
-        PartialState().wait_for_everyone()
+        world().wait_for_everyone()

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from erasure.errors import NotApplicableError, OptionError
 from erasure.images import read_image, to_uint8, write_png
 from erasure.models import DiffusionModel
 from erasure.notes import tell
+from erasure.processes import world
 from erasure.run import cache_folder, fingerprint
 from erasure.seeds import derive
 
@@ -102,7 +102,7 @@ def draw_items(
     The batches are the same whatever is missing and whoever draws them, so that a resumed image has the same bits.
     """
     settings.check()
-    state = PartialState()
+    state = world()
     size = settings.sample_batch_size or max(1, min(128, DRAWN_AT_ONCE // math.prod(model.sample_shape)))
     batches = [items[i : i + size] for i in range(0, len(items), size)]
     for batch in tqdm(batches[state.process_index :: state.num_processes], desc=description, disable=None, leave=False):

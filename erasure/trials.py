@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from erasure.detectors._base import Detector, Found
@@ -26,6 +25,7 @@ from erasure.errors import DataError
 from erasure.images import image_paths, read_image, to_uint8, write_png
 from erasure.ledger import Ledger
 from erasure.models.stable_diffusion import StableDiffusion
+from erasure.processes import world
 from erasure.prompt_rows import PromptRow
 from erasure.protocols import Protocol
 from erasure.run import Log, read_log
@@ -203,7 +203,7 @@ def run_trials(
     Returns how many images were made, by all of them. Records are kept in `folder` under `name`, in the order of the
     source's trials; images in `keep` if wanted.
     """
-    state = PartialState()
+    state = world()
     ledger = Ledger(folder, name)
     known = ledger.keys()
     own = read_log(ledger.part(state.process_index))

@@ -176,6 +176,20 @@ def process(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+def together(module: str, *arguments: object, count: int = 2) -> str:
+    """What `python -m module` prints as the main one of several processes on CPUs."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    done = subprocess.run(
+        [*launch, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def state_of(model: Model) -> dict[str, torch.Tensor]:
     """A copy of the network's tensors."""
     return {name: tensor.detach().clone() for name, tensor in model.network.state_dict().items()}

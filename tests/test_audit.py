@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,7 +13,7 @@ from erasure.cli import main
 from erasure.images import write_png
 from erasure.models import shipped_folder
 from erasure.models.stable_diffusion import StableDiffusion
-from tests.conftest import process
+from tests.conftest import process, together
 
 DETECTOR = ("--detector", "image_classifier", "--image-classifier-model", "digits-sd-classifier", "--detect", "three")
 DRAW = ("--num-inference-steps", "4", "--guidance-scale", "4")
@@ -102,28 +100,9 @@ def test_a_killed_audit_continues_to_the_same_bits(threes, tmp_path):
 
 def test_two_processes_give_the_table_of_one(threes, tmp_path):
     _, arguments, out = threes
-    launch = ["launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, "--dynamo_backend", "no"]
     folder = tmp_path / "two"
-    together = subprocess.run(
-        [
-            *command,
-            "-m",
-            "erasure",
-            "audit",
-            *arguments,
-            "--sample-batch-size",
-            "4",
-            "--json",
-            "--out",
-            tmp_path / "two",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert together.returncode == 0, together.stderr
-    two, one = json.loads(together.stdout), json.loads((out / "audit.json").read_text())
+    printed = together("erasure", "audit", *arguments, "--sample-batch-size", 4, "--json", "--out", folder)
+    two, one = json.loads(printed), json.loads((out / "audit.json").read_text())
     assert [record["row"] for record in _records(folder)] == [record["row"] for record in _records(out)]
     assert two["rate"] == one["rate"] and two["classes"] == one["classes"]
 

@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -20,7 +18,7 @@ from erasure.concepts import load_concept
 from erasure.errors import OptionError
 from erasure.images import read_image
 from erasure.models import load_model
-from tests.conftest import pipeline_folder
+from tests.conftest import pipeline_folder, together
 from tests.test_judges import saved
 
 PLAN = """
@@ -385,16 +383,8 @@ def test_the_front_is_what_nothing_beats():
 @pytest.mark.timeout(600)
 def test_two_processes_equal_one(plan, tmp_path, cli):
     flags = ("--scenarios", "three", "--methods", "finetune", "--seeds", 1, "--json")
-    launch = ("launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no")
-    together = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", *launch, "--dynamo_backend", "no", "-m", "erasure"]
-        + [str(part) for part in ("benchmark", plan, "--out", tmp_path / "two", *flags)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert together.returncode == 0, together.stderr
-    two = json.loads(together.stdout)["scenarios"][0]["rows"]
+    printed = together("erasure", "benchmark", plan, "--out", tmp_path / "two", *flags)
+    two = json.loads(printed)["scenarios"][0]["rows"]
     one = cli("benchmark", plan, "--out", tmp_path / "one", *flags).json["scenarios"][0]["rows"]
     assert [row["n"] for row in one] == [row["n"] for row in two]
     for name in ("ua", "ra", "paired_distance", "changed"):

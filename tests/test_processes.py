@@ -1,51 +1,24 @@
-"""Two processes under `accelerate launch` equal one."""
+"""Several processes that work together equal one."""
 
 import json
-import subprocess
-import sys
 
+import pytest
 import torch
 
 from erasure.models import load_model
-from tests.conftest import process
+from erasure.weights import read_tensors
+from tests import launched
+from tests.conftest import pipeline_folder, process, tiny, together
 
 
 def test_two_processes_equal_one(ddpm_folder, tmp_path):
     common = ("erase", "--model", ddpm_folder, "--forget", 3, "--steps", 4, "--batch-size", 16, "--optimizer", "sgd")
     common = (*common, "--learning-rate", 0.01, "--num-images", 2, "--num-inference-steps", 2, "--json")
     alone = process(*common, "--out", tmp_path / "one", OMP_NUM_THREADS="1")
-    launch = [
-        "launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    together = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.accelerate_cli",
-            *launch,
-            "-m",
-            "erasure",
-            *map(str, common),
-            "--out",
-            tmp_path / "two",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    two = json.loads(together("erasure", *common, "--out", tmp_path / "two"))
     out, err = alone.communicate(timeout=280)
     assert alone.returncode == 0, err
-    assert together.returncode == 0, together.stderr
-    one, two = json.loads(out), json.loads(together.stdout)
+    one = json.loads(out)
     assert two["metrics"]["ua"]["n"] == one["metrics"]["ua"]["n"] == 2
     losses = [
         [json.loads(line)["loss"] for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
@@ -55,3 +28,21 @@ def test_two_processes_equal_one(ddpm_folder, tmp_path):
     states = [load_model(tmp_path / name).network.state_dict() for name in ("one", "two")]
     for name in states[0]:
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folders of what every method leaves: one process's, and that of two."""
+    folder = tmp_path_factory.mktemp("launched")
+    launched.run(folder / "one", pipeline_folder("sd1"))
+    assert together("tests.launched", folder / "two", pipeline_folder("sd1")).count("2 processes") == 2
+    return folder / "one", folder / "two"
+
+
+@pytest.mark.parametrize("name", launched.METHODS)
+def test_every_method_does_in_two_processes_what_it_does_in_one(both, name):
+    one, two = (read_tensors(folder / f"{name}.safetensors")[0] for folder in both)
+    before = launched.method_of(name).part_of(tiny("sd1")).network.state_dict()
+    assert any(not one[key].equal(value) for key, value in before.items())
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-4, atol=1e-5, msg=key)
