@@ -2,6 +2,8 @@
 
 erasure benchmark digits --out bench
 python -m benchmarks.publish bench                        (writes benchmarks/digits.json; then `make readme`)
+erasure benchmark digits-sd --search --out search
+python -m benchmarks.publish search --name digits-sd-search
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from erasure.run import read_json, write_json
 HERE = Path(__file__).parent
 KEPT = ("family", "data", "models", "seeds", "tuned_on", "notes", "seconds")
 ROW = ("name", "method", "mask", "scores", "published", "failed")
+OF_SEARCH = (*ROW, "chosen")
 
 
 def main() -> int:
@@ -26,21 +29,41 @@ def main() -> int:
     parser.add_argument("folder", help="the --out of a benchmark")
     parser.add_argument("--name", help="what the result is called (default: its data, or its model)")
     arguments = parser.parse_args()
-    result = read_json(Path(arguments.folder) / "result.json")
-    path = HERE / f"{arguments.name or result['data'] or Path(result['models'][0]).name}.json"
-    write_json(path, published(result))
+    folder = Path(arguments.folder)
+    found = folder / "result.json"
+    if found.is_file():
+        result = read_json(found)
+        name = arguments.name or result["data"] or Path(result["models"][0]).name
+        kept = published(result)
+    elif not (folder / "search.json").is_file():
+        parser.error(f"{folder} holds neither result.json nor search.json: give the --out of a benchmark")
+    elif not arguments.name:
+        parser.error("a search needs --name, such as digits-sd-search")
+    else:
+        name, kept = arguments.name, published_search(read_json(folder / "search.json"))
+    path = HERE / f"{name}.json"
+    write_json(path, kept)
     print(path.relative_to(HERE.parent))
     return 0
 
 
 def published(result: dict[str, Any]) -> dict[str, Any]:
     """The parts of a result that its tables are made of, and how many threads it had."""
-    scenarios = [
-        {**scenario, "rows": [{key: row[key] for key in ROW} for row in scenario["rows"]]}
+    about = {key: result[key] for key in KEPT if key in result}
+    return rounded({**about, "threads": result["facts"]["threads"], "scenarios": _scenarios(result, ROW)})
+
+
+def published_search(result: dict[str, Any]) -> dict[str, Any]:
+    """The candidates of a search with their numbers, which were chosen, and by what rule."""
+    about = {key: result[key] for key in ("family", "seeds", "rule", "seconds")}
+    return rounded({**about, "scenarios": _scenarios(result, OF_SEARCH)})
+
+
+def _scenarios(result: dict[str, Any], of_row: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [
+        {**scenario, "rows": [{key: row[key] for key in of_row} for row in scenario["rows"]]}
         for scenario in result["scenarios"]
     ]
-    about = {key: result[key] for key in KEPT if key in result}
-    return rounded({**about, "threads": result["facts"]["threads"], "scenarios": scenarios})
 
 
 def rounded(value: Any) -> Any:

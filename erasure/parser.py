@@ -30,6 +30,8 @@ VERBS = {
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviations, and a suggestion for an unknown option."""
 
+    about: str = ""  # what decides, beside the verb, which options there are
+
     def __init__(self, verb: str, examples: Sequence[str]) -> None:
         super().__init__(
             prog=f"erasure {verb}",
@@ -48,7 +50,8 @@ class Parser(argparse.ArgumentParser):
         values, unknown = self.parse_known_args(list(argv))
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
-            raise OptionError(f"{self.prog} has no option {unknown[0]}{suggestion(unknown[0].split('=')[0], options)}")
+            near = suggestion(unknown[0].split("=")[0], options)
+            raise OptionError(f"{self.prog}{self.about} has no option {unknown[0]}{near}")
         return values
 
 

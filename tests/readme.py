@@ -1,7 +1,7 @@
-"""Rewrite the README's tables from what was measured and from the plug-ins themselves: `make readme`.
+"""Rewrite the tables of both README files from what was measured and from the plug-ins themselves: `make readme`.
 
 Numbers come from benchmarks/demo.json, demo-full.json, audits.json, results.json and the plans' own files, which the
-commands named there wrote. A test keeps README and sources equal, so no number is typed by hand.
+commands named there wrote. A test keeps pages and sources equal, so no number is typed by hand.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from erasure import registry
-from erasure.benchmark_table import scenario_text
+from erasure.benchmark_table import scenario_text, score
 from erasure.report import as_text, table
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+DETAILS = ("forgotten", "kept", "mask_seconds")  # left to the tables of single scenarios, as is what explains them
 
 
 def _read(name: str) -> Any:
@@ -83,6 +84,48 @@ def benchmark(name: str) -> str:
     return "\n\n".join([*tables, " ".join([*found["notes"], minutes])])
 
 
+def summary(name: str) -> str:
+    """One table of a plan: the mean over its scenarios, with intervals over seeds."""
+    found = _read(f"{name}.json")
+    scenarios = found["scenarios"]
+    rows = [_mean([scenario["rows"][i] for scenario in scenarios]) for i in range(len(scenarios[0]["rows"]))]
+    table = {"title": "mean of: " + ", ".join(one["title"] for one in scenarios), "rows": rows}
+    text = scenario_text({**table, "forget": "; ".join(one["forget"] for one in scenarios)})
+    note = f"All of it took {found['seconds'] / 60:.0f} minutes on {found['threads']} threads."
+    notes = [part for part in re.split(r"(?<=\.) (?=['A-Z])", " ".join(found["notes"])) if not part.startswith("'")]
+    return f"```text\n{text}\n```\n\n{' '.join([*notes, note])}"
+
+
+def _mean(rows: list[Any]) -> Any:
+    """One row of several scenarios; a number that one of them lacks is left out."""
+    names = [name for name in rows[0]["scores"] if all(name in row["scores"] for row in rows) and name not in DETAILS]
+    values = {name: zip(*(row["scores"][name]["values"] for row in rows), strict=True) for name in names}
+    return {**rows[0], "scores": {name: score([sum(of) / len(rows) for of in values[name]]) for name in names}}
+
+
+def searched(name: str) -> str:
+    """The candidates of a search, the chosen ones marked."""
+    found = _read(f"{name}-search.json")
+    tables = [
+        scenario_text(
+            {
+                **scenario,
+                "rows": [
+                    {
+                        **row,
+                        "name": f"{'* ' * row['chosen']}{row['name']}",
+                        "scores": {key: value for key, value in row["scores"].items() if key not in DETAILS},
+                    }
+                    for row in scenario["rows"]
+                ],
+            }
+        )
+        for scenario in found["scenarios"]
+    ]
+    seeds = ", ".join(map(str, found["seeds"]))
+    return "\n\n".join([*(f"```text\n{table}\n```" for table in tables), f"Seed {seeds}. Chosen (*): {found['rule']}."])
+
+
 def plugins() -> str:
     """One row a plug-in, from the first line of its docstring."""
     rows = ["| kind | name | what it is |", "|---|---|---|"]
@@ -94,28 +137,38 @@ def plugins() -> str:
     return "\n".join(rows)
 
 
+ERASING = ("digits-sd", "digits-ddpm")
 PARTS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "full": full,
     "sd": sd,
     "audits": audits,
+    **{name: partial(summary, name) for name in ERASING},
     **{name: partial(benchmark, name) for name in ("digits", "digits-many-models", "cifar10-small")},
     "speed": speed,
     "plug-ins": plugins,
 }
+PARTS_OF_RESULTS: dict[str, Callable[[], str]] = {
+    **{name: partial(benchmark, name) for name in ERASING},
+    **{f"{name}-search": partial(searched, name) for name in ERASING},
+    "ideas": partial(benchmark, "ideas"),
+}
+PAGES = {README: PARTS, RESULTS: PARTS_OF_RESULTS}
 
 
-def rewritten(text: str) -> str:
-    """The README with every generated part made anew."""
-    for name, make in PARTS.items():
+def rewritten(page: Path) -> str:
+    """A page with every generated part made anew."""
+    text = page.read_text(encoding="utf-8")
+    for name, make in PAGES[page].items():
         begin, end = f"<!-- {name}: made by `make readme` -->", f"<!-- end of {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if len(pattern.findall(text)) != 1:
-            raise SystemExit(f"README.md must hold the part {name!r} once")
+            raise SystemExit(f"{page.relative_to(ROOT)} must hold the part {name!r} once")
         before, after = pattern.split(text)
         text = f"{before}{begin}\n{make()}\n{end}{after}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rewritten(page), encoding="utf-8")

@@ -221,7 +221,7 @@ def test_an_erased_model_can_be_erased_again(erase, tmp_path):
         (("--mask", "salience"), "did you mean 'saliency'"),
         (("--mask", "nowhere.safetensors"), "does not exist"),
         (("--method", "retrain", "--mask", "saliency"), "keeps no original weight"),
-        (("--method", "retrain", "--alpha", "1"), "has no option --alpha"),
+        (("--method", "retrain", "--alpha", "1"), "erase --method retrain has no option --alpha"),
         (("--method", "retrain", "--steps", "-1"), "--steps -1"),
         (("--num-images", "-1"), "must be at least 0"),
         (("--probe-every", "-1"), "--probe-every -1"),

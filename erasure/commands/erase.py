@@ -55,6 +55,7 @@ def run(argv: Sequence[str]) -> Answer:
 def _erase_flags(parser: Parser, method: str) -> Any:
     """Add the flags of `erase`, those of the method too; returns the method's class."""
     kind = registry.load("methods", method)
+    parser.about = f" --method {method}"
     model_flag(parser)
     parser.add_argument(
         "--mask", help=f"saliency, none, random, inverted, or a file (default of {method}: {kind.default_mask})"
