@@ -2,6 +2,9 @@
 
 erasure benchmark digits --out bench
 python -m benchmarks.publish bench                        (writes benchmarks/digits.json; then `make readme`)
+
+Of generators it also writes a picture: what every row of the first scenario draws from the same prompts and seeds.
+
 erasure benchmark digits-sd --search --out search
 python -m benchmarks.publish search --name digits-sd-search
 """
@@ -13,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from erasure import plots
+from erasure.images import read_image
 from erasure.run import read_json, write_json
 
 HERE = Path(__file__).parent
@@ -35,6 +40,7 @@ def main() -> int:
         result = read_json(found)
         name = arguments.name or result["data"] or Path(result["models"][0]).name
         kept = published(result)
+        picture(result, folder, HERE / f"{name}.jpg")
     elif not (folder / "search.json").is_file():
         parser.error(f"{folder} holds neither result.json nor search.json: give the --out of a benchmark")
     elif not arguments.name:
@@ -57,6 +63,14 @@ def published_search(result: dict[str, Any]) -> dict[str, Any]:
     """The candidates of a search with their numbers, which were chosen, and by what rule."""
     about = {key: result[key] for key in ("family", "seeds", "rule", "seconds")}
     return rounded({**about, "scenarios": _scenarios(result, OF_SEARCH)})
+
+
+def picture(result: dict[str, Any], folder: Path, path: Path) -> None:
+    """Write the strips of the first scenario's rows, each beside its name; nothing where there are none."""
+    rows = [row for row in result["scenarios"][0]["rows"] if row.get("strip")]
+    if rows:
+        strips = {row["name"]: read_image(folder / row["strip"], row["strip"]) for row in rows}
+        plots.write_jpeg(plots.pictures(strips), path)
 
 
 def _scenarios(result: dict[str, Any], of_row: tuple[str, ...]) -> list[dict[str, Any]]:

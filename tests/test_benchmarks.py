@@ -6,6 +6,7 @@ import sys
 import time
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from benchmarks.official_sd import Encoders, Images, OfficialSalUn
 from erasure import registry
 from erasure.benchmark_file import read_plan
 from erasure.data import Batches
+from erasure.images import read_image, write_png
 from erasure.latents import Latents
 from erasure.mask import Mask
 from erasure.methods.salun import SalUn
@@ -289,3 +291,17 @@ def test_ideas_are_tried_on_what_options_are_tuned_on(tmp_path):
     ]
     assert rows[0].options["steps"] == plan["methods"]["salun"]["steps"] and rows[2].options["weights"] == "attn2"
     assert rows[4].saliency == plan["methods"]["salun_distilled"]["saliency"]
+
+
+def test_the_strips_of_a_benchmark_become_one_picture(tmp_path):
+    rows = [
+        {"name": name, "strip": strip} for name, strip in (("original", "a.png"), ("lost", None), ("ours", "b.png"))
+    ]
+    write_png(tmp_path / "a.png", np.full((32, 320, 3), 255, np.uint8))
+    write_png(tmp_path / "b.png", np.zeros((32, 320, 3), np.uint8))
+    publish.picture({"scenarios": [{"rows": rows}]}, tmp_path, tmp_path / "all.jpg")
+    seen = read_image(tmp_path / "all.jpg", "picture").mean(-1)
+    assert seen.shape == (64, 520) and (seen[34:, 202:] < 16).all() and (seen[:30, 202:] > 240).all()
+    assert (seen[:, :200] < 128).any()  # the names
+    publish.picture({"scenarios": [{"rows": [{"name": "classifier"}]}]}, tmp_path, tmp_path / "none.jpg")
+    assert not (tmp_path / "none.jpg").exists()
