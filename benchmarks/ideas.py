@@ -23,6 +23,7 @@ from torch import Tensor
 
 from erasure.benchmark import benchmark
 from erasure.benchmark_file import shipped_plans
+from erasure.benchmark_search import as_toml
 from erasure.data import Dataset
 from erasure.mask import Mask
 from erasure.models import load_model
@@ -106,13 +107,6 @@ def as_plan(plan: Mapping[str, Any], name: str, scenario: Mapping[str, Any], see
             lines.append(f"[methods.{loss}-{kind}]")
             lines += [f"{key} = {as_toml(value)}" for key, value in {"method": loss, **options, **how}.items()]
     return "\n".join(lines) + "\n"
-
-
-def as_toml(value: Any) -> str:
-    """A plain value as TOML has it."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {as_toml(entry)}" for key, entry in value.items()) + "}"
-    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ The floor is what a step of the method cannot do without: each call of a network
 ready, and a backward pass behind each call that had one. No drawing of noise, no attention maps, no factors beside the
 weights, no optimiser, no record. The calls are those of the method's own steps, caught once; floor and method then take
 turns, and each figure is the median over rounds. What a method does before its first step is counted on no side.
+
+A backward pass of the floor reaches every weight that may move, and begins at the network's answer. The attack of
+advunlearn needs only its inputs' gradient, and a loss on attention maps begins earlier: there the floor is too high,
+and the ratio a little too good.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ So a killed benchmark goes on where it stopped, and one with other options reuse
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -71,7 +72,8 @@ class Cells(ABC):
         known = agreed(read_json(path) if is_main() and path.is_file() else None)
         if known is not None:
             return known
-        found = made()
+        began = time.perf_counter()
+        found = made() | {"took": time.perf_counter() - began}
         if is_main():
             write_json(path, found)
         return agreed(found)

@@ -26,6 +26,7 @@ from erasure.images import grid, write_png
 from erasure.judging import Judging
 from erasure.models import DiffusionModel, Model, load_model
 from erasure.models.stable_diffusion import StableDiffusion
+from erasure.notes import tell
 from erasure.processes import device, world
 from erasure.run import is_main, read_record
 from erasure.samples import SampleSettings
@@ -127,8 +128,8 @@ class Erasures(Cells):
         out = self.folder / f"{row.slug}-{short(self._about | {**asdict(request), 'wanted': None, 'model': None})}"
         path = out.parent / f"{out.name}-{self._judged}.json"
         cell = self.tried(row.name, path, out / "model", lambda: self._made(request, out, path))
-        if not self._keep and is_main():
-            _lighten(out)
+        if self._keep and cell.model is not None and is_main() and _is_light(out):
+            tell(f"{row.name}: its weights were removed when it was made: remove {path}, and it is made anew")
         return cell
 
     def _made(self, request: Request, out: Path, path: Path) -> dict[str, Any]:
@@ -146,6 +147,8 @@ class Erasures(Cells):
         self._subject.prepare(model)
         samples = out / "samples"
         found = self._measured(self._seen(model, samples, before), model, samples, path)
+        if not self._keep and is_main():
+            _lighten(out)
         return {"mask": record["settings"]["mask"], **record["trained"], **found}
 
     def _seen(self, model: Model, folder: Path, original: Seen | None) -> Seen:

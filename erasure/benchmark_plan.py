@@ -74,7 +74,7 @@ class Plan:
     """A whole benchmark; `steps` is what every training was cut to, None in a whole one.
 
     `judging` has fields of Judging and of SampleSettings, and two counts. `num_forgotten`: so many images, at least,
-    are drawn of what is to be forgotten, spread over its prompts, where `num_images` of each would be fewer.
+    are drawn of the prompts to forget, spread over them, where `num_images` of each would be fewer (classes: no other).
     `num_unseen`: so many prompts that show it in other words, or beside other things, and that no method was given, are
     taken from the captions of the model's data for the column UA unseen.
     """

@@ -7,6 +7,7 @@ none, both under the seeds `tuned_on`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -59,7 +60,7 @@ def search(
         own = next((one for one in plan.scenarios if one.name == scenario.name), None)
         table = _searched(plan, Path(out) / "search", scenario, rows, own or Scenario(scenario.name))
         tables.append(table)
-        lines += _as_toml(table, own)
+        lines += _lines(table, own)
     result = {
         "family": plan.family,
         "seeds": list(plan.tuned_on),
@@ -96,8 +97,8 @@ def chosen(family: str, candidates: Sequence[Mapping[str, Any]]) -> Mapping[str,
     def mean(row: Mapping[str, Any], name: str) -> float:
         return float(row["scores"][name]["mean"])
 
-    needed = "avg_gap" if family == CLASSIFIER else "kept"
-    whole = [row for row in candidates if needed in row["scores"] and not row["failed"]]
+    needed = {"avg_gap"} if family == CLASSIFIER else {"ua", "kept", "paired_distance"}
+    whole = [row for row in candidates if needed <= set(row["scores"]) and not row["failed"]]
     if not whole:
         return None
     if family == CLASSIFIER:
@@ -134,18 +135,22 @@ def _searched(plan: Plan, folder: Path, scenario: Scenario, rows: Sequence[Row],
     return table
 
 
-def _as_toml(table: Mapping[str, Any], reported: Scenario | None) -> list[str]:
+def _lines(table: Mapping[str, Any], reported: Scenario | None) -> list[str]:
     """The chosen options: those of the reported scenario of the same name, or of the whole plan."""
     place = f"scenarios.{reported.name}.methods" if reported else "methods"
-    return [
-        "\n".join([f"[{place}.{row['row']}]", *(f"{key} = {_value(value)}" for key, value in row["candidate"].items())])
-        for row in table["rows"]
-        if row["chosen"]
-    ]
+    found = []
+    for row in table["rows"]:
+        if row["chosen"]:
+            name = as_toml(row["row"]) if "." in row["row"] else row["row"]
+            values = [f"{key} = {as_toml(value)}" for key, value in row["candidate"].items()]
+            found.append("\n".join([f"[{place}.{name}]", *values]))
+    return found
 
 
-def _value(value: Any) -> str:
-    """A value as TOML writes it."""
+def as_toml(value: Any) -> str:
+    """A plain value as TOML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {as_toml(entry)}" for key, entry in value.items()) + "}"
+    return json.dumps(value) if isinstance(value, str) else repr(value)

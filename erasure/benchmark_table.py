@@ -72,7 +72,8 @@ def tabled(plan: Plan, scenario: Scenario, cells: Sequence[Cell]) -> dict[str, A
                 **extra,
             }
         )
-    return {"name": scenario.name, "title": scenario.title, "forget": scenario.what, "rows": rows}
+    about = {"name": scenario.name, "title": scenario.title, "forget": scenario.what}
+    return {**about, "took": sum(cell.result.get("took", 0.0) for cell in cells), "rows": rows}
 
 
 def _strip(cells: Sequence[Cell]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _strip(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def _counts(cells: Sequence[Cell]) -> dict[str, int]:
-    """Over how many images each metric was taken, all seeds together."""
+    """Over how many judgements each metric was taken, all seeds together; an image may be judged on several things."""
     found: dict[str, int] = {}
     for cell in cells:
         for name, score in cell.result.get("metrics", {}).items():
@@ -172,7 +173,7 @@ def _reasons(row: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _of_erasing(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> str:
-    """What the columns are, and over how many images."""
+    """What the columns are, and over how many judgements."""
     counts: dict[str, set[int]] = {}
     for n in (row["n"] for scenario in scenarios for row in scenario["rows"][:1]):
         for name, count in n.items():
@@ -185,7 +186,7 @@ def _of_erasing(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> str:
     )
     searched = "Options were searched on " + ", ".join(one.what for one in plan.tuning) + ". " if plan.tuning else ""
     return (
-        f"{searched}Images, all seeds together: {images}. {means}FD over few images is large for "
+        f"{searched}Judgements of images, all seeds together: {images}. {means}FD over few images is large for "
         "every row, the original too: compare rows of one table. Seconds include the mask; peak MB is how far "
         "memory rose while the method ran."
     )

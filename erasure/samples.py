@@ -133,7 +133,7 @@ def draw_for_training(
     Whoever asks the same of the same model and `parts_hash` finds them; `role` is what the user is told they are for.
     """
     texts = [text for _, text in asked]
-    how = {**model.sampling, **model.info.get("sampling", {}), **asdict(settings), **settings.overrides()}
+    how = {**asdict(settings), **model.sampling, **model.info.get("sampling", {}), **settings.overrides()}
     source = fingerprint({"unet": model.hash, "parts": parts_hash})
     key = fingerprint({"version": DRAWING, "model": source, "texts": texts, "seed": seed, **how})
     folder, before = cache_folder() / "generated" / key[:32], Counter[str]()

@@ -165,15 +165,25 @@ class TextEvidence(Evidence):
             [told[domain][row * count : (row + 1) * count, place] == value for row, domain, place, value in trials]
         )
 
+    def _anywhere(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
+        """The same wherever in the image it is; a value that a row names twice is one trial."""
+        if not trials:
+            raise NotApplicableError("no prompt shows anything of that kind (the column `shows`)")
+        count, told = self.count, self._seen.told
+        named = dict.fromkeys((row, domain, value) for row, domain, _, value in trials)
+        return np.concatenate(
+            [(told[domain][row * count : (row + 1) * count] == value).any(axis=1) for row, domain, value in named]
+        )
+
     def _is_forget(self, row: int) -> bool:
         return self._row_labels[row] in self.task.forget
 
     def correct(self, part: Part) -> np.ndarray:
-        """Forget: whether the erased value is seen. Retain: whether kept values of the erased domains are."""
+        """Forget: whether the erased value is seen, anywhere. Retain: whether kept values of the erased domains are."""
         erased = self.concept.erased
         domains = {domain for domain, _ in erased}
         if part == "forget":
-            return self._hits([t for t in self._trials if self._is_forget(t[0]) and (t[1], t[3]) in erased])
+            return self._anywhere([t for t in self._trials if self._is_forget(t[0]) and (t[1], t[3]) in erased])
         return self._hits(
             [t for t in self._trials if not self._is_forget(t[0]) and t[1] in domains and self._single(t)]
         )

@@ -80,25 +80,37 @@ def benchmark(name: str) -> str:
     """The tables of a plan, and what must be known of them."""
     found = _read(f"{name}.json")
     tables = [f"```text\n{scenario_text(scenario)}\n```" for scenario in found["scenarios"]]
-    minutes = f"All of it took {found['seconds'] / 60:.0f} minutes on {found['threads']} threads."
-    return "\n\n".join([*tables, " ".join([*found["notes"], minutes])])
+    return "\n\n".join([*tables, " ".join([*found["notes"], _took(found)])])
+
+
+def _took(found: Any) -> str:
+    """How long a benchmark worked, all its commands together."""
+    threads = "thread" if found["threads"] == "1" else "threads"
+    return f"All of it took {found['seconds'] / 60:.0f} minutes on {found['threads']} {threads}."
 
 
 def summary(name: str) -> str:
     """One table of a plan: the mean over its scenarios, with intervals over seeds."""
     found = _read(f"{name}.json")
     scenarios = found["scenarios"]
-    rows = [_mean([scenario["rows"][i] for scenario in scenarios]) for i in range(len(scenarios[0]["rows"]))]
+    rows = [
+        _mean([scenario["rows"][i] for scenario in scenarios], len(found["seeds"]))
+        for i in range(len(scenarios[0]["rows"]))
+    ]
     table = {"title": "mean of: " + ", ".join(one["title"] for one in scenarios), "rows": rows}
     text = scenario_text({**table, "forget": "; ".join(one["forget"] for one in scenarios)})
-    note = f"All of it took {found['seconds'] / 60:.0f} minutes on {found['threads']} threads."
+    note = _took(found)
     notes = [part for part in re.split(r"(?<=\.) (?=['A-Z])", " ".join(found["notes"])) if not part.startswith("'")]
     return f"```text\n{text}\n```\n\n{' '.join([*notes, note])}"
 
 
-def _mean(rows: list[Any]) -> Any:
-    """One row of several scenarios; a number that one of them lacks is left out."""
-    names = [name for name in rows[0]["scores"] if all(name in row["scores"] for row in rows) and name not in DETAILS]
+def _mean(rows: list[Any], seeds: int) -> Any:
+    """One row of several scenarios; a number that one of them lacks, for any seed, is left out."""
+    names = [
+        name
+        for name in rows[0]["scores"]
+        if name not in DETAILS and all(len(row["scores"].get(name, {}).get("values", ())) == seeds for row in rows)
+    ]
     values = {name: zip(*(row["scores"][name]["values"] for row in rows), strict=True) for name in names}
     return {**rows[0], "scores": {name: score([sum(of) / len(rows) for of in values[name]]) for name in names}}
 

@@ -7,7 +7,7 @@ import torch
 
 from erasure.attention_maps import AttentionMaps, cross_attentions
 from erasure.data import Batch, Batches
-from erasure.errors import NotApplicableError, OptionError
+from erasure.errors import DivergedError, NotApplicableError, OptionError
 from erasure.low_rank import SeveralFactors
 from erasure.methods._attention import Concepts, marked, subject_of, subjects
 from erasure.methods._base import Job
@@ -275,3 +275,20 @@ def test_bad_options_of_mace():
     for bad in ({"rank": 0}, {"threshold": 1.0}, {"ridge": -1.0}, {"refine_scale": float("nan")}, {"steps": -1}):
         with pytest.raises(OptionError):
             MACE(**bad).check(CATS)
+
+
+def test_mace_keeps_what_its_last_good_factors_said(monkeypatch):
+    model, job = tiny("sd1"), job_of()
+    real = MACE._trained
+
+    def diverges(self, *given):
+        real(self, *given)
+        raise DivergedError("diverged at step 9", 6)
+
+    whole = tiny("sd1")
+    options = {"steps": 6, "batch_size": 8, "learning_rate": 3e-2, "region": "all"}
+    MACE(**options).erase(whole, job)
+    monkeypatch.setattr(MACE, "_trained", diverges)
+    with pytest.raises(DivergedError, match="step 9"):
+        MACE(**options).erase(model, job)
+    assert all(value.equal(state_of(whole)[name]) for name, value in state_of(model).items())

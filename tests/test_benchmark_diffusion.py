@@ -172,7 +172,10 @@ def test_models_are_kept_where_they_are_wanted(plan, tmp_path, cli, made):
     plan.write_text(plan.read_text().replace("num_images = 2", "num_images = 3"))
     before = (folder.parent / "run.json").read_bytes()
     assert cli(*command, "--keep-models").code == 0 and (folder.parent / "run.json").read_bytes() == before
-    assert cli(*command).code == 0 and not list(out.rglob("model"))
+    assert cli(*command).code == 0 and list(out.rglob("model"))  # whoever wanted them has them
+    other = (*command[:-1], tmp_path / "other")
+    assert cli(*other).code == 0 and not list((tmp_path / "other").rglob("model"))
+    assert "its weights were removed" in cli(*other, "--keep-models").err
 
 
 def test_two_commands_share_a_folder(plan, tmp_path, made, monkeypatch):

@@ -191,6 +191,9 @@ def test_centres():
     expected = torch.stack([part.mean(0) for part in points.split(5)])
     found = centers_of(points, 3)
     assert torch.cdist(found, expected).amin(1).max() < 1e-12 and torch.cdist(expected, found).amin(1).max() < 1e-12
+    corners = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [6.0, 6.0]], dtype=torch.float64)
+    crowd = torch.cat([corners, corners[1:3].repeat(30, 1) * 0.99])
+    assert torch.isfinite(centers_of(crowd, 4)).all()
     assert len(centers_of(points, 0)) == 0 and len(centers_of(points[:1].repeat(9, 1), 3)) == 1
 
 

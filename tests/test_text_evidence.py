@@ -108,6 +108,14 @@ def test_each_metric_counts_its_trials(tmp_path):
     assert found["judge_hash"] == "scripted"
 
 
+def test_what_was_erased_is_still_there_on_the_other_side(tmp_path):
+    pairs = Concept("three", (Prompt("three four", "", (("digit", "three"), ("digit", "four"))),), CONCEPT.retain[:1])
+    seen = [pair("four", "three", "ink"), pair("four", "five", "ink"), *SEEN[4:6]]
+    assert evidence(pairs, seen, tmp_path).correct("forget").tolist() == [True, False]
+    twice = Concept("three", (Prompt("three three", "", (("digit", "three"), ("digit", "three"))),), CONCEPT.retain[:1])
+    assert len(evidence(twice, seen, tmp_path / "twice").correct("forget")) == 2
+
+
 def test_two_erased_domains_keep_what_a_forget_prompt_also_shows(tmp_path):
     seen = [*SEEN[:4], *SEEN[10:12], *SEEN[4:6], *SEEN[8:10]]
     one = evidence(BOTH, seen, tmp_path)

@@ -79,14 +79,14 @@ class Relabelling(GradientMethod):
         return Batch(images, labels)
 
 
-def other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
-    """For each of `labels` (b,), all to be forgotten, the label that `rule` (as in --relabel) puts in its place."""
+def other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator, flag: str = "--relabel") -> Tensor:
+    """For each of `labels` (b,), all to be forgotten, the label that `rule`, given with `flag`, puts in its place."""
     if task.samples:
-        return _other_than_own(rule, labels, task, generator)
+        return _other_than_own(rule, labels, task, generator, flag)
     retain = torch.tensor(task.retain)
     if rule == "anchor":
         if not task.anchors:
-            raise OptionError("--relabel anchor needs anchors: this task has classes, so give random, next or a class")
+            raise OptionError(f"{flag} anchor needs anchors: this task has classes, so give random, next or a class")
         return torch.tensor([task.anchors[task.forget.index(int(label))] for label in labels])
     if rule == "random":
         return retain[torch.randint(0, len(retain), labels.shape, generator=generator)]
@@ -97,15 +97,15 @@ def other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generat
         }
         return torch.tensor([following[int(label)] for label in labels])
     chosen = class_index(rule, task.class_names)
-    if chosen in task.forget:
-        raise OptionError(f"--relabel {rule} is itself to be forgotten: give a class that is kept, random or next")
+    if chosen not in (*task.retain, *task.anchors):
+        raise OptionError(f"{flag} {rule} is itself forgotten: give a class that is kept, random or next")
     return torch.full_like(labels, chosen)
 
 
-def _other_than_own(rule: str, labels: Tensor, task: Task, generator: torch.Generator) -> Tensor:
+def _other_than_own(rule: str, labels: Tensor, task: Task, generator: torch.Generator, flag: str) -> Tensor:
     """For single samples: another label than each one's own, uniform over the classes that are kept, or the next."""
     if rule not in ("random", "next"):
-        raise OptionError(f"--relabel {rule} is for whole classes: single samples are of many, so give random or next")
+        raise OptionError(f"{flag} {rule} is for whole classes: single samples are of many, so give random or next")
     others = [[c for c in task.retain if c != own] for own in range(len(task.class_names))]
     if not all(others):
         raise OptionError("relabelling needs a second class that is kept, this data has one")

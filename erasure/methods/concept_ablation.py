@@ -7,7 +7,8 @@ keys and values of cross-attention move, where a network has it: AdamW, 100 step
 
 The images are the retain images of the anchors; for anchors without any the original draws 1,000 in all, as in the
 paper, kept in the user's cache. Both terms share one noised sample, where the official code draws two, and images are
-not mirrored or scaled. On classes every retained one is an anchor unless `--relabel` says otherwise.
+not scaled, nor mirrored unless their data set is. On classes every retained one is an anchor unless `--relabel` says
+otherwise.
 """
 
 from __future__ import annotations

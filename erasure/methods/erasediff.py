@@ -69,7 +69,9 @@ class EraseDiff(GradientMethod):
         if not 0 <= self.penalty < float("inf") or not 0 <= self.fall_rate < float("inf") or self.inner_steps < 0:
             raise OptionError("--penalty, --fall-rate and --inner-steps must be at least 0")
         if self.substitute != NOISE:
-            other_labels(self.substitute, torch.tensor(task.forget, dtype=torch.int64), task, torch.Generator())
+            other_labels(
+                self.substitute, torch.tensor(task.forget, dtype=torch.int64), task, torch.Generator(), "--substitute"
+            )
 
     def check_model(self, model: Model) -> None:
         """Also: noise is something that the model can be asked for."""
@@ -92,7 +94,7 @@ class EraseDiff(GradientMethod):
         weight, told = self.penalty, {}
         if self.weighting == "adaptive":
             weight = inner.weight(draws.step.index, gone, kept, self.fall_rate)
-            told = {"penalty": torch.tensor(weight)}
+            told = {"penalty": torch.tensor(weight, device=model.device)}
         best = inner.best(draws.step.index, gone)
         forget, retain = gone.part(part, parts), kept.part(part, parts)
         errors = model.errors(Examples.joined(forget, retain))

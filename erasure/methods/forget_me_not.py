@@ -1,9 +1,9 @@
 """forget_me_not: lower how much images of a concept look at its words (Zhang et al., 2023).
 
-L = sum over layers and heads of |A_c|^2, with A_c the cross-attention maps of the concept's tokens while the network
-denoises images of it under its prompts; https://arxiv.org/abs/2303.17591, attention resteering. The concept's tokens
-are those in which a prompt differs from its anchor. Nothing else is asked for, and nothing keeps what is retained:
-few steps are all that holds it, and it is a weak baseline in the comparison of Fan et al. (2024).
+L = sum over layers, mean over heads, of |A_c|^2, with A_c the cross-attention maps of the concept's tokens while the
+network denoises images of it under its prompts; https://arxiv.org/abs/2303.17591, attention resteering. The concept's
+tokens are those in which a prompt differs from its anchor. Nothing else is asked for, and nothing keeps what is
+retained: few steps are all that holds it, and it is a weak baseline in the comparison of Fan et al. (2024).
 
 Defaults are those of the official configuration (35 steps of one image at 2e-6), but on cross-attention alone, which is
 an option there: `--weights all` trains the whole network as its example does. The official code takes the norm of all

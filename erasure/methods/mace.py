@@ -31,7 +31,7 @@ from torch import Tensor
 
 from erasure.attention_maps import AttentionMaps
 from erasure.data import Batch, Batches
-from erasure.errors import OptionError
+from erasure.errors import DivergedError, OptionError
 from erasure.low_rank import SeveralFactors, is_factor
 from erasure.methods._attention import Concepts, need_cross_attention
 from erasure.methods._base import Job, Method
@@ -103,12 +103,20 @@ class MACE(Method):
         generator = torch.Generator().manual_seed(derive(job.seed, "factors"))
         with SeveralFactors(modules, len(concepts.grams), self.rank, generator) as factors:
             spent = time.perf_counter() - began
-            outcome = self._trained(model, job, concepts, factors)
+            outcome, diverged = Outcome([], 0.0), None
+            try:
+                outcome = self._trained(model, job, concepts, factors)
+            except DivergedError as error:  # what is kept are the factors of its last good step
+                if not error.step:
+                    raise
+                diverged = error
             began = time.perf_counter()
             changes = {name: factors.changes(name) for name in matrices}
         for name, matrix in refinements.items():
             way = fused(matrix, changes[name], concepts.grams, originals[name], kept, self.fuse_scale, self.ridge)
             write(matrices[name], name, matrix + way)
+        if diverged is not None:
+            raise diverged
         return replace(outcome, seconds=outcome.seconds + spent + time.perf_counter() - began)
 
     def _loop(self) -> LoopSettings:

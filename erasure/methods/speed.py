@@ -131,7 +131,8 @@ def centers_of(points: Tensor, count: int) -> Tensor:
         centers = torch.cat([centers, points[far.argmax()][None]])
     for _ in range(100):
         nearest = torch.cdist(points, centers).argmin(1)
-        means = torch.stack([points[nearest == i].mean(0) for i in range(len(centers))])
+        own = [points[nearest == i] for i in range(len(centers))]
+        means = torch.stack([part.mean(0) if len(part) else center for part, center in zip(own, centers, strict=True)])
         if means.equal(centers):
             break
         centers = means

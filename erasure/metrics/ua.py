@@ -1,6 +1,7 @@
 """ua: unlearning accuracy, 100 - accuracy on what was to be forgotten (Fan et al., 2024).
 
-For a generator: images asked for as a forgotten class, judged by a held classifier. For a classifier: its own answers
+For a generator: images asked for as a forgotten class, judged by a held classifier; of prompts that name several
+things, wherever in the image the forgotten one is. For a classifier: its own answers
 on the forget set. `given_original` counts only those that the original model gets right from the same seed or image.
 """
 
@@ -13,7 +14,7 @@ from erasure.metrics._base import Metric, Score
 class UA(Metric):
     """Unlearning accuracy in percent."""
 
-    definition = "ua/1"
+    definition = "ua/2"
     higher_is_better = True
     unit = "%"
 
