@@ -200,11 +200,10 @@ def _train(run: Run, plan: _Plan) -> None:
     held = 4 * sum(parameter.numel() for parameter in model.network.parameters())
     # The cleaned model, a checkpoint (network and two moments), and the same once more while it is replaced.
     require_room(run.folder, 5 * held, "this run", "give --out on another disk")
-    if plan.method.needs_images or settings["mask"] in SCORED:
-        forget, retain = subject.forget_data, subject.retain_data
-    else:
-        subject.prepare(model)
-        forget = retain = Dataset.nothing()
+    reads = {*plan.method.reads, *(("forget",) if settings["mask"] in SCORED else ())}
+    subject.prepare(model)
+    forget = subject.forget_data if "forget" in reads else Dataset.nothing()
+    retain = subject.retain_data if "retain" in reads else Dataset.nothing()
     run.update(device=str(model.device), threads=torch.get_num_threads())
     mask = _mask(run, plan, forget)
     on_step = _probing(settings["probe_every"], plan)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -51,19 +51,17 @@ class MaterialSettings:
         if min(self.num_forget_images, self.num_retain_images, self.material_batch_size) < 1:
             raise OptionError("--num-forget-images, --num-retain-images and --material-batch-size must be at least 1")
 
+    @property
+    def num_drawn(self) -> dict[str, int]:
+        """How many images the model draws for each role at most: those of no folder."""
+        roles = ("forget", "retain")
+        return {role: getattr(self, f"num_{role}_images") for role in roles if not getattr(self, f"{role}_images")}
+
     def sampling(self) -> SampleSettings:
         """How the images are drawn."""
         return SampleSettings(
             num_inference_steps=self.material_inference_steps, sample_batch_size=self.material_batch_size
         )
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is forgotten and kept, and the samples of both."""
-
-    task: Task
-    dataset: Dataset
 
 
 def text_task(concept: Concept) -> Task:
@@ -78,35 +76,22 @@ def text_task(concept: Concept) -> Task:
     )
 
 
-def text_material(model: StableDiffusion, concept: Concept, settings: MaterialSettings, seed: int) -> Material:
-    """Bind the concept's prompts to `model`, get images of them, and encode them once.
+def text_material(
+    model: StableDiffusion, concept: Concept, settings: MaterialSettings, seed: int, role: Literal["forget", "retain"]
+) -> Latents:
+    """Images of the concept's prompts of one role, encoded once by `model`, which is bound to all its prompts.
 
-    Raises DataError for folders without images, OutputError when the disk cannot hold what must be drawn.
+    Raises DataError for a folder without images, OutputError when the disk cannot hold what must be drawn.
     """
-    task = text_task(concept)
-    model.bind(task.class_names)
-    warn_without_effect(model, concept, task)
-    parts_hash = model.parts_hash
-    drawn = [
-        count
-        for folder, count in (
-            (settings.forget_images, settings.num_forget_images),
-            (settings.retain_images, settings.num_retain_images),
-        )
-        if folder is None
-    ]
-    _check_room(model, sum(drawn))
-    parts: list[Latents] = []
-    for role, prompts, folder, count in (
-        ("forget", concept.forget, settings.forget_images, settings.num_forget_images),
-        ("retain", concept.retain, settings.retain_images, settings.num_retain_images),
-    ):
-        if folder is not None:
-            dataset = _from_folder(Path(folder), prompts, task, model.image_shape[1], f"--{role}-images")
-        else:
-            dataset = _drawn(model, parts_hash, prompts, task, count, settings.sampling(), seed, role)
-        parts.append(encoded_once(model, dataset, parts_hash))
-    return Material(task, Latents.joined(parts))
+    task, parts_hash = text_task(concept), model.parts_hash
+    prompts = getattr(concept, role)
+    folder, count = getattr(settings, f"{role}_images"), getattr(settings, f"num_{role}_images")
+    if folder is not None:
+        dataset = _from_folder(Path(folder), prompts, task, model.image_shape[1], f"--{role}-images")
+    else:
+        _check_room(model, sum(settings.num_drawn.values()))
+        dataset = _drawn(model, parts_hash, prompts, task, count, settings.sampling(), seed, role)
+    return encoded_once(model, dataset, parts_hash)
 
 
 def _drawn(

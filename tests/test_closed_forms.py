@@ -287,7 +287,7 @@ def test_the_order_of_prompts_does_not_matter(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_other_networks_and_masks_are_refused(name):
     method = registry.load("methods", name)()
-    assert method.no_mask and not method.needs_images
+    assert method.no_mask and not method.reads
     for kind in ("ddpm", "classifier"):
         model, task = tiny(kind), about(kind)[1]
         method.check(task)

@@ -62,6 +62,24 @@ def test_images_and_encodings_are_made_once(cli, tmp_path, monkeypatch):
     assert third.json["hash"] == json.loads((tmp_path / "b" / "run.json").read_text())["result"]["hash"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "read", "left"),
+    [
+        (("concept_ablation", "--num-anchor-images", 2, "--anchor-inference-steps", 1), "retain", "forget"),
+        (("forget_me_not",), "forget", "retain"),
+        (("forget_me_not", "--mask", "saliency"), "forget", "retain"),
+        (("concept_ablation", "--num-anchor-images", 2, "--mask", "saliency"), "forget", "nothing"),
+    ],
+)
+def test_only_images_that_somebody_reads_are_drawn(flags, read, left, cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
+    small = SMALL if "--mask" in flags else tuple(SMALL[:8]) + SMALL[10:]
+    small = ("--method", *flags, *small, "--no-evaluate")
+    outcome = cli("erase", "--model", pipeline_folder("sd1"), *CAT, *small, "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert f"images to {read}" in outcome.err and f"images to {left}" not in outcome.err
+
+
 def pictures(place):
     return len(list((place / "cache" / "generated").rglob("*.png")))
 

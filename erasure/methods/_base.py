@@ -107,7 +107,7 @@ class Method(ABC):
     default_mask: ClassVar[str] = "none"
     moves: ClassVar[Literal["network", "text encoder", "nothing"]] = "network"
     no_mask: ClassVar[str] = ""  # why a mask has no meaning for it, where it has none
-    needs_images: ClassVar[bool] = True  # otherwise its job's data sets are empty, and nothing is drawn for it
+    reads: ClassVar[tuple[str, ...]] = ("forget", "retain")  # the other data set of its job is empty, and never drawn
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {}
 

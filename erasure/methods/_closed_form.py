@@ -36,7 +36,7 @@ class ClosedForm(Method):
     """A method that is one or several edits of the matrices that cross-attention reads the prompt through."""
 
     no_mask: ClassVar[str] = "each matrix is the solution of one system, of which a part solves nothing"
-    needs_images: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("to_k", "to_v")
 
     tokens: Annotated[

@@ -21,7 +21,7 @@ class NegativeGuidance(GradientMethod):
     """L = |e(z_t, c) - (e_0(z_t, 0) - eta (e_0(z_t, c) - e_0(z_t, 0)))|^2, z_t sampled by the student as far as t."""
 
     needs_original: ClassVar[bool] = True
-    needs_images: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     batch_size: Annotated[int, "samples a step, each drawn anew under a prompt (or class) to forget"] = 1
     clip_norm: Annotated[float, "largest norm of the gradient, 0 for none"] = 0.0

@@ -31,7 +31,7 @@ class Steered(Method):
 
     moves: ClassVar[Literal["network", "text encoder", "nothing"]] = "nothing"
     no_mask: ClassVar[str] = "it changes no weight"
-    needs_images: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
 
     text: Annotated[str, "what a text-to-image model is led away from (default: the names of what is forgotten)"] = ""
 

@@ -44,6 +44,7 @@ TEXT: dict[str, Any] = {"relabel": "anchor", "keys_and_values": True}
 class ConceptAblation(GradientMethod):
     """Distillation of the anchor's predictions into the concept's prompts."""
 
+    reads: ClassVar[tuple[str, ...]] = ("retain",)
     needs_original: ClassVar[bool] = True
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = dict.fromkeys(("stable_diffusion", "sdxl", "sd3", "flux"), TEXT)
 

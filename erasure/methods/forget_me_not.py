@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -38,6 +38,8 @@ class _Watched(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class ForgetMeNot(GradientMethod):
     """Attention resteering."""
+
+    reads: ClassVar[tuple[str, ...]] = ("forget",)
 
     steps: Annotated[int, "optimiser steps"] = 35
     batch_size: Annotated[int, "forget images a step"] = 1

@@ -50,6 +50,7 @@ SLOPE, FIRST, SECOND = 0.05, 200, 400  # of the density of timesteps, of 1000 (t
 class MACE(Method):
     """Refinement, factors, fusion."""
 
+    reads: ClassVar[tuple[str, ...]] = ("forget",)
     no_mask: ClassVar[str] = "its matrices are solutions of systems, of which a part solves nothing"
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -16,7 +16,8 @@ from erasure.errors import NotApplicableError, OptionError
 from erasure.evidence import Evidence
 from erasure.judges import Judge, judge_of
 from erasure.judging import Judging
-from erasure.material import MaterialSettings, images_in, text_material, text_task
+from erasure.latents import Latents
+from erasure.material import MaterialSettings, images_in, text_material, text_task, warn_without_effect
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.notes import tell
@@ -69,8 +70,26 @@ class Words(Subject):
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Encoded images of the prompts, given or drawn by the model as it was."""
-        return text_material(self._model, self.concept, self._material, self._seed).dataset
+        """Encoded images of all prompts, given or drawn by the model as it was."""
+        return Latents.joined([self.forget_data, self.retain_data])
+
+    @cached_property
+    def forget_data(self) -> Latents:
+        """Those of the prompts to forget, which are not drawn before somebody asks."""
+        return text_material(self._bound, self.concept, self._material, self._seed, "forget")
+
+    @cached_property
+    def retain_data(self) -> Latents:
+        """Those of the prompts to retain."""
+        return text_material(self._bound, self.concept, self._material, self._seed, "retain")
+
+    @cached_property
+    def _bound(self) -> StableDiffusion:
+        """The model as it was, bound to the prompts; the user is told of those that say nothing to it."""
+        if self._model.class_names != self.task.class_names:
+            self.prepare(self._model)
+        warn_without_effect(self._model, self.concept, self.task)
+        return self._model
 
     def prepare(self, model: Model) -> None:
         """Bind the prompts."""
