@@ -62,7 +62,12 @@ def published(result: dict[str, Any]) -> dict[str, Any]:
 def published_search(result: dict[str, Any]) -> dict[str, Any]:
     """The candidates of a search with their numbers, which were chosen, and by what rule."""
     about = {key: result[key] for key in ("family", "seeds", "rule", "seconds")}
-    return rounded({**about, "scenarios": _scenarios(result, OF_SEARCH)})
+    scenarios = _scenarios(result, OF_SEARCH)
+    for row in (row for scenario in scenarios for row in scenario["rows"]):
+        row["scores"] = {
+            name: {"mean": score["mean"], "interval": score["interval"]} for name, score in row["scores"].items()
+        }
+    return rounded({**about, "scenarios": scenarios})
 
 
 def picture(result: dict[str, Any], folder: Path, path: Path) -> None:
