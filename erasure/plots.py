@@ -95,7 +95,7 @@ def pictures(named: Mapping[str, np.ndarray], names_width: int = 200) -> Any:
     figure = Figure(figsize=((names_width + width) / 80, len(named) * height / 80))
     left = names_width / (names_width + width)
     axes = figure.add_axes((left, 0, 1 - left, 1))
-    axes.imshow(np.concatenate(list(named.values())), interpolation="none", aspect="auto")
+    axes.imshow(np.concatenate(list(named.values())), cmap="gray", vmin=0, vmax=255, interpolation="none", aspect="auto")
     axes.set_yticks([(i + 0.5) * height for i in range(len(named))], list(named), fontsize=8)
     axes.set_xticks([])
     axes.tick_params(length=0)
