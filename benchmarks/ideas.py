@@ -5,8 +5,7 @@
 
 Two masks more: `per layer` takes the salient half of each tensor in place of the half of all, and `discounted` takes
 the half with the highest ratio of the forget set's scores to those of as many retain samples, so that what the retain
-set needs is left alone. Each is trained by SalUn's loss and by that of salun_distilled, and so is cross-attention
-alone.
+set needs is left alone. Each is trained by SalUn's loss and by that of salun_distilled.
 """
 
 from __future__ import annotations
@@ -91,16 +90,13 @@ def discounted(gone: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[s
 
 
 def as_plan(plan: Mapping[str, Any], name: str, scenario: Mapping[str, Any], seed: int, paths: dict[str, Path]) -> str:
-    """A plan of one scenario, whose rows are SalUn's and our loss under each mask, and on cross-attention alone."""
+    """A plan of one scenario, whose rows are SalUn's and our loss under each mask."""
     lines = ['family = "diffusion"', f'model = "{plan["model"]}"', f"seeds = [{seed}]", "[judging]"]
     lines += [f"{key} = {as_toml(value)}" for key, value in plan["judging"].items()]
     lines += [f"[scenarios.{name}]", f"title = {as_toml(scenario['title'])}", f'concept = "{scenario["concept"]}"']
     for loss in LOSSES:
         options = {key: value for key, value in plan["methods"][loss].items() if key not in ("masks", "search")}
-        rows = {
-            **{kind.replace(" ", "-"): {"mask": str(path.resolve())} for kind, path in paths.items()},
-            "attn2": {"mask": "none", "weights": "attn2"},
-        }
+        rows = {kind.replace(" ", "-"): {"mask": str(path.resolve())} for kind, path in paths.items()}
         for kind, how in rows.items():
             lines.append(f"[methods.{loss}-{kind}]")
             lines += [f"{key} = {as_toml(value)}" for key, value in {"method": loss, **options, **how}.items()]
