@@ -79,10 +79,14 @@ def picture(result: dict[str, Any], folder: Path, path: Path) -> None:
 
 
 def _scenarios(result: dict[str, Any], of_row: tuple[str, ...]) -> list[dict[str, Any]]:
-    return [
+    """The scenarios with these entries of each row; a mask that is a file is called by its name."""
+    kept = [
         {**scenario, "rows": [{key: row[key] for key in of_row} for row in scenario["rows"]]}
         for scenario in result["scenarios"]
     ]
+    for row in (row for scenario in kept for row in scenario["rows"]):
+        row["mask"] = Path(row["mask"]).name.removesuffix(".safetensors")
+    return kept
 
 
 def rounded(value: Any) -> Any:

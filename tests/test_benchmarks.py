@@ -79,7 +79,14 @@ def test_the_gpu_script_runs_at_toy_size_and_goes_on_where_it_stopped(tmp_path):
 
 
 def test_what_is_published_has_no_folder_and_six_digits():
-    row = {"name": "salun", "method": "salun", "mask": "none", "published": {}, "failed": {}, "options": {"steps": 3}}
+    row = {
+        "name": "salun",
+        "method": "salun",
+        "mask": "/somewhere/per layer.safetensors",
+        "published": {},
+        "failed": {},
+        "options": {"steps": 3},
+    }
     row |= {"scores": {"ua": {"mean": 1 / 3, "interval": None, "values": [1 / 3]}}, "strip": "digit/seed-0/a.png"}
     scenario = {"name": "digit", "title": "a digit", "forget": "5", "rows": [row]}
     about = {"family": "diffusion", "data": "", "models": ["digits-sd"], "seeds": [0], "tuned_on": [7], "notes": []}
@@ -88,7 +95,8 @@ def test_what_is_published_has_no_folder_and_six_digits():
         | {"scenarios": [scenario], "seconds": 12.3456789, "facts": {"threads": "1", "command": "erasure"}}
         | {"report": "somewhere/report.html", "plan": {}}
     )
-    assert found["scenarios"][0]["rows"][0]["scores"]["ua"]["mean"] == 0.333333
+    (kept,) = found["scenarios"][0]["rows"]
+    assert kept["scores"]["ua"]["mean"] == 0.333333 and kept["mask"] == "per layer"
     assert found["models"] == ["digits-sd"] and found["seconds"] == 12.3457 and found["threads"] == "1"
     assert "somewhere" not in str(found) and "a.png" not in str(found) and "steps" not in str(found)
 
