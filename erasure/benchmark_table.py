@@ -146,7 +146,10 @@ def notes(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader of the table must know, and every cell that has no numbers."""
     tuned = f"; options were tuned on seed {', '.join(map(str, plan.tuned_on))}" if plan.tuned_on else ""
     found = [f"Everything was cut to {plan.steps} steps: it runs, and its numbers mean nothing."] if plan.steps else []
-    found.append(f"Means over seeds {', '.join(map(str, plan.seeds))} with 95 % Student-t intervals{tuned}.")
+    if len(plan.seeds) > 1:
+        found.append(f"Means over seeds {', '.join(map(str, plan.seeds))} with 95 % Student-t intervals{tuned}.")
+    else:
+        found.append(f"One run of each row, seed {plan.seeds[0]}: no interval{tuned}.")
     if plan.family == DIFFUSION:
         found.append(_of_erasing(plan, scenarios))
     else:
