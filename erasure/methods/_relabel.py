@@ -98,7 +98,8 @@ def other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generat
         return torch.tensor([following[int(label)] for label in labels])
     chosen = class_index(rule, task.class_names)
     if chosen not in (*task.retain, *task.anchors):
-        raise OptionError(f"{flag} {rule} is itself forgotten: give a class that is kept, random or next")
+        how = "to be forgotten" if chosen in task.forget else "forgotten"
+        raise OptionError(f"{flag} {rule} is itself {how}: give a class that is kept, random or next")
     return torch.full_like(labels, chosen)
 
 
