@@ -4,7 +4,7 @@ A plan is a TOML file (see benchmark_file.py): what is forgotten, from which mod
 options. A table of classifiers, whose originals are trained, also has Retrain, and Retrain again as its noise floor.
 
 Diffusion models: the same command may run several times at once on one folder. Each takes the scenario and seed that
-is free, waits in the end for what others are at, and all of them write the same result.
+is free, waits in the end for what others are at, and all of them write the same tables.
 """
 
 from __future__ import annotations

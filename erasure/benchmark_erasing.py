@@ -127,7 +127,12 @@ class Erasures(Cells):
         )
         out = self.folder / f"{row.slug}-{short(self._about | {**asdict(request), 'wanted': None, 'model': None})}"
         path = out.parent / f"{out.name}-{self._judged}.json"
+        known = path.is_file()
         cell = self.tried(row.name, path, out / "model", lambda: self._made(request, out, path))
+        if (
+            not known and not self._keep and is_main()
+        ):  # every process has read what it wanted, or agreed that it failed
+            _lighten(out)
         if self._keep and cell.model is not None and is_main() and _is_light(out):
             tell(f"{row.name}: its weights were removed when it was made: remove {path}, and it is made anew")
         return cell
@@ -147,8 +152,6 @@ class Erasures(Cells):
         self._subject.prepare(model)
         samples = out / "samples"
         found = self._measured(self._seen(model, samples, before), model, samples, path)
-        if not self._keep and is_main():
-            _lighten(out)
         return {"mask": record["settings"]["mask"], **record["trained"], **found}
 
     def _seen(self, model: Model, folder: Path, original: Seen | None) -> Seen:

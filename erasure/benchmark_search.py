@@ -67,7 +67,7 @@ def search(
         "rule": RULES[plan.family],
         "scenarios": tables,
         "toml": "\n\n".join(lines),
-        "seconds": time.perf_counter() - began,
+        "seconds": max(time.perf_counter() - began, sum(table["took"] for table in tables)),
     }
     if is_main():
         write_json(Path(out) / "search.json", result)

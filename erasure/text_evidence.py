@@ -157,20 +157,18 @@ class TextEvidence(Evidence):
 
     def _hits(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
         """Whether the judge sees what each trial names, over its row's images, (len(trials) * num_images,)."""
-        if not trials:
-            raise NotApplicableError("no prompt shows anything of that kind (the column `shows`)")
-        count = self.count
-        told = self._seen.told
+        count, told = self.count, self._seen.told
         return np.concatenate(
-            [told[domain][row * count : (row + 1) * count, place] == value for row, domain, place, value in trials]
+            [
+                told[domain][row * count : (row + 1) * count, place] == value
+                for row, domain, place, value in _some(trials)
+            ]
         )
 
     def _anywhere(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
         """The same wherever in the image it is; a value that a row names twice is one trial."""
-        if not trials:
-            raise NotApplicableError("no prompt shows anything of that kind (the column `shows`)")
         count, told = self.count, self._seen.told
-        named = dict.fromkeys((row, domain, value) for row, domain, _, value in trials)
+        named = dict.fromkeys((row, domain, value) for row, domain, _, value in _some(trials))
         return np.concatenate(
             [(told[domain][row * count : (row + 1) * count] == value).any(axis=1) for row, domain, value in named]
         )
@@ -284,3 +282,10 @@ class TextEvidence(Evidence):
         """Where the real data lists a value, so that digits stand in their order."""
         names = [name for aspect in self.dataset.aspects.values() for name in aspect.names]
         return names.index(shown[1]) if shown[1] in names else len(names)
+
+
+def _some(trials: list[tuple[int, str, int, str]]) -> list[tuple[int, str, int, str]]:
+    """The trials; raises NotApplicableError when there are none."""
+    if not trials:
+        raise NotApplicableError("no prompt shows anything of that kind (the column `shows`)")
+    return trials
