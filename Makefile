@@ -31,4 +31,4 @@ clean:
 
 .PHONY: readme
 readme: .venv/installed
-	$(BIN)/python -m tests.readme
+	$(BIN)/python -m benchmarks.readme

@@ -36,7 +36,9 @@ def main() -> int:
     """Run the chosen measurements; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which ({', '.join(ALL)}; default all)")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results.json"), help="where to write the numbers")
+    parser.add_argument(
+        "--out", default=str(Path(__file__).parent / "results" / "results.json"), help="where to write the numbers"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in ALL]
     if unknown:

@@ -21,17 +21,17 @@ from pathlib import Path
 import torch
 
 from benchmarks import sd_networks
-from erasure.audit import audit
-from erasure.audit_sides import Request
-from erasure.detectors import open_detector
-from erasure.detectors._base import Detector
+from erasure.auditing.audit import audit
+from erasure.auditing.detectors import open_detector
+from erasure.auditing.detectors.base import Detector
+from erasure.auditing.protocols import Protocol, load_protocol
+from erasure.auditing.request import Request
+from erasure.auditing.scoring import Drawn, run_trials
+from erasure.core.distributed import device
 from erasure.models import load_family
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.processes import device
-from erasure.prompt_rows import PromptRow
-from erasure.prompt_set import load_prompt_set
-from erasure.protocols import Protocol, load_protocol
-from erasure.trials import Drawn, run_trials
+from erasure.prompts.prompt_set import load_prompt_set
+from erasure.prompts.prompt_table import PromptRow
 
 ROUNDS = 3
 FEW, MANY = 1_000, 10_000

@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from erasure.audit import audit
-from erasure.audit_sides import Request
-from erasure.erase import Request as Erasure
-from erasure.erase import erase
-from erasure.prompt_set import load_prompt_set
-from erasure.subjects import Wanted
+from erasure.auditing.audit import audit
+from erasure.auditing.request import Request
+from erasure.erasing.erase import Request as Erasure
+from erasure.erasing.erase import erase
+from erasure.erasing.targets import Wanted
+from erasure.prompts.prompt_set import load_prompt_set
 
 CONCEPTS = ("three", "neon")
 MAX_RATE = 0.05
@@ -54,7 +54,7 @@ def main() -> int:
     """Erase, audit, write; returns the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for concept in CONCEPTS for row in audited(concept, Path(folder))]
-    path = Path(__file__).parent / "audits.json"
+    path = Path(__file__).parent / "results" / "audits.json"
     path.write_text(json.dumps({"max_rate": MAX_RATE, "rows": rows}, indent=2) + "\n", encoding="utf-8")
     print(path)
     return 0

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from benchmarks.mask import _peak as peak_bytes
 from benchmarks.sd_networks import CONFIGS, TOKENS, text_width
-from erasure import registry
+from erasure.core import registry
 from erasure.data import Dataset
-from erasure.methods._base import Job
-from erasure.models._text import Conditions, token_ids
-from erasure.models._tokenizer import clip_tokenizer
+from erasure.data.task import Task
+from erasure.formats.clip_tokenizer import clip_tokenizer
+from erasure.methods.base import Job
+from erasure.models.prompt_encoding import Conditions, token_ids
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.task import Task
 
 KEPT = 1000  # prompts
 CONCEPTS = (1, 100)

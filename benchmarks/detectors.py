@@ -59,7 +59,7 @@ def _single(images: list[np.ndarray], paths: list[str]) -> dict[str, float]:
     import onnxruntime
     from nudenet import NudeDetector
 
-    from erasure.detectors import open_detector
+    from erasure.auditing.detectors import open_detector
 
     ours: Any = open_detector("nudenet", {"nms": "class_agnostic"})  # it also holds OpenCV to one thread
     theirs = NudeDetector()
@@ -97,7 +97,7 @@ def _installed(images: list[np.ndarray], paths: list[str], opencv_threads: int) 
     import cv2
     from nudenet import NudeDetector
 
-    from erasure.detectors import open_detector
+    from erasure.auditing.detectors import open_detector
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ours, theirs = open_detector("nudenet", {"nms": "class_agnostic", "threads": cores}), NudeDetector()
@@ -149,7 +149,7 @@ def _same(ours: Any, theirs: Any, images: list[np.ndarray]) -> None:
 
 
 def _written(images: list[np.ndarray], folder: Path) -> list[str]:
-    from erasure.images import write_png
+    from erasure.data.images import write_png
 
     paths = [folder / f"{i}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from erasure.data import Dataset, load_dataset
-from erasure.exact._plan import Plan
 from erasure.exact.arcane import Arcane
+from erasure.exact.plan import Plan
 from erasure.exact.sisa import Sisa
 
 UNITS, SLICES, REQUESTS, SEED = 10, 5, 300, 0

@@ -27,18 +27,18 @@ import torch
 
 from benchmarks import audit, gpu_sd, gpu_tables, sd_networks
 from benchmarks.stable_diffusion import job_of
-from erasure import registry
+from erasure.core import registry
+from erasure.core.distributed import device
+from erasure.core.files import read_json, write_json
 from erasure.data import Batch, Batches, Dataset, load_dataset
-from erasure.evaluate import evaluate
-from erasure.mask import Mask
-from erasure.methods._base import Job
+from erasure.data.task import Task
+from erasure.erasing.evaluate import evaluate
+from erasure.erasing.targets import Wanted
+from erasure.methods.base import Job
 from erasure.models import Model, load_model
-from erasure.processes import device
-from erasure.recipe import ClassifierRecipe, DDPMRecipe, fit, new_model
-from erasure.run import read_json, write_json
-from erasure.subjects import Wanted
-from erasure.task import Task
-from erasure.train import train
+from erasure.saliency.mask import Mask
+from erasure.training.recipes import ClassifierRecipe, DDPMRecipe, fit, new_model
+from erasure.training.train import train
 
 CLASSIFIER_SHARE, JUDGING_SHARE = 0.15, 0.15  # of the minutes; the rest is the DDPM's
 SHARES = {"sd": 0.3, "tables": 0.4}  # of the minutes, when the DDPM is trained too

@@ -26,11 +26,11 @@ import torch
 from benchmarks import sd_networks
 from benchmarks.official import official_mask
 from benchmarks.stable_diffusion import floor, job_of, official, ours, timed
-from erasure.mask import Mask
+from erasure.core.distributed import device
+from erasure.core.files import read_json, write_json
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.processes import device
-from erasure.run import read_json, write_json
-from erasure.saliency import SaliencySettings, saliency_scores
+from erasure.saliency.mask import Mask
+from erasure.saliency.scores import SaliencySettings, saliency_scores
 
 # Dense bf16 operations a second that the maker states, by a part of the card's name.
 BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}

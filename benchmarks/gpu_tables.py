@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erasure.benchmark import carried_out
-from erasure.benchmark_file import read_plan
-from erasure.benchmark_table import as_text
-from erasure.options import build
-from erasure.recipe import ClassifierRecipe
+from erasure.benchmarking.plan_file import read_plan
+from erasure.benchmarking.run import carried_out
+from erasure.benchmarking.table import as_text
+from erasure.core.config import build
+from erasure.training.recipes import ClassifierRecipe
 
 
 def run(root: Path, data_dir: str, toy: bool, deadline: float) -> dict[str, Any]:

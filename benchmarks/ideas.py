@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure.benchmark import benchmark
-from erasure.benchmark_file import shipped_plans
-from erasure.benchmark_search import as_toml
+from erasure.benchmarking.run import benchmark
+from erasure.benchmarking.search import as_toml
+from erasure.core.shipped import shipped
 from erasure.data import Dataset
-from erasure.mask import Mask
+from erasure.erasing.targets import Wanted, subject_of
 from erasure.models import load_model
-from erasure.saliency import SaliencySettings, saliency_scores
-from erasure.subjects import Wanted, subject_of
+from erasure.saliency.mask import Mask
+from erasure.saliency.scores import SaliencySettings, saliency_scores
 
 PLAN = "digits-sd"
 LOSSES = ("salun", "salun_distilled")
@@ -41,7 +41,7 @@ def main(given: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, help="folder for masks, runs and the table")
     parser.add_argument("--steps", type=int, help="optimiser steps, to show that all of it runs")
-    parser.add_argument("--plan", default=str(shipped_plans() / f"{PLAN}.toml"), help="whose model and tuning")
+    parser.add_argument("--plan", default=str(shipped("plans") / f"{PLAN}.toml"), help="whose model and tuning")
     arguments = parser.parse_args(given)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

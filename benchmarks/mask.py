@@ -37,7 +37,7 @@ def measure() -> dict[str, float]:
 
 def _alone(name: str) -> dict[str, float]:
     from benchmarks.official import official_mask
-    from erasure.mask import Mask
+    from erasure.saliency.mask import Mask
 
     before = _peak()
     generator = torch.Generator().manual_seed(0)

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from benchmarks import sd_networks
 from benchmarks.sd_networks import PROMPTS, TASK
-from erasure import options, registry
-from erasure.latents import Latents
-from erasure.methods._base import Job
+from erasure.core import config, registry
+from erasure.methods.base import Job
 from erasure.models import load_family
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.optimise import _Loop
+from erasure.training.latent_cache import Latents
+from erasure.training.loop import _Loop
 
 STEPS, ROUNDS, BATCH = 6, 5, 8
 COMMON = {"steps": STEPS, "learning_rate": 1e-5, "batch_size": BATCH}
@@ -68,7 +68,7 @@ def measure(names: tuple[str, ...] = tuple(METHODS), steps: int = STEPS, rounds:
     job = Job(TASK, latents.of_classes((0,)), latents.of_classes((2,)))
     found = {}
     for name in names:
-        method: Any = options.build(registry.load("methods", name), name, METHODS[name], {**COMMON, "steps": steps})
+        method: Any = config.build(registry.load("methods", name), name, METHODS[name], {**COMMON, "steps": steps})
         ours, floor = compared(model.clone(), lambda moved, method=method: method.erase(moved, job), rounds)
         found[f"{name}, seconds a step"] = ours
         found[f"{name}, ours / bare floor"] = ours / floor

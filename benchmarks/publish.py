@@ -1,7 +1,7 @@
 """Keep what a benchmark found, for the README's tables: its result without folders and without every option.
 
 erasure benchmark digits --out bench
-python -m benchmarks.publish bench                        (writes benchmarks/digits.json; then `make readme`)
+python -m benchmarks.publish bench                        (writes benchmarks/results/digits.json; then `make readme`)
 
 Of generators it also writes a picture: what every row of the first scenario draws from the same prompts and seeds.
 
@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from erasure import plots
-from erasure.images import read_image
-from erasure.run import read_json, write_json
+from erasure.core import plots
+from erasure.core.files import read_json, write_json
+from erasure.data.images import read_image
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).parent / "results"
 KEPT = ("family", "data", "models", "seeds", "tuned_on", "notes", "seconds")
 ROW = ("name", "method", "mask", "scores", "published", "failed")
 OF_SEARCH = (*ROW, "chosen")
@@ -40,16 +40,16 @@ def main() -> int:
         result = read_json(found)
         name = arguments.name or result["data"] or Path(result["models"][0]).name
         kept = published(result)
-        picture(result, folder, HERE / f"{name}.jpg")
+        picture(result, folder, RESULTS / f"{name}.jpg")
     elif not (folder / "search.json").is_file():
         parser.error(f"{folder} holds neither result.json nor search.json: give the --out of a benchmark")
     elif not arguments.name:
         parser.error("a search needs --name, such as digits-sd-search")
     else:
         name, kept = arguments.name, published_search(read_json(folder / "search.json"))
-    path = HERE / f"{name}.json"
+    path = RESULTS / f"{name}.json"
     write_json(path, kept)
-    print(path.relative_to(HERE.parent))
+    print(path.relative_to(RESULTS.parent.parent))
     return 0
 
 

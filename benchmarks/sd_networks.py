@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 import erasure
 from erasure.data import Dataset
-from erasure.latents import Latents
-from erasure.mask import Mask
-from erasure.models._text import Conditions
-from erasure.models._tokenizer import clip_tokenizer
+from erasure.data.task import Task
+from erasure.formats.clip_tokenizer import clip_tokenizer
+from erasure.models.prompt_encoding import Conditions
 from erasure.models.stable_diffusion import StableDiffusion, noise_scheduler
-from erasure.task import Task
+from erasure.saliency.mask import Mask
+from erasure.training.latent_cache import Latents
 
-CONFIGS = Path(erasure.__file__).parent / "configs" / "sd1"
+CONFIGS = Path(erasure.__file__).parent / "formats" / "configs" / "sd1"
 BLOCK = (1 << 20) + 7  # random values that all tensors are made of; no row length divides it, so rows differ
 TOKENS = 77
 PROMPTS = ("a three", "a seven", "a one")

@@ -38,15 +38,15 @@ from benchmarks.mask import _peak as peak_bytes
 from benchmarks.official_sd import Encoders, Images, OfficialSalUn
 from benchmarks.official_sd import Latents as ReadyLatents
 from benchmarks.sd_networks import PROMPTS, TASK
-from erasure import options, registry
+from erasure.core import config, registry
 from erasure.data import Batch, Batches, Dataset
-from erasure.latents import Latents
-from erasure.mask import Mask
-from erasure.memory import count, estimate
-from erasure.methods._base import GradientMethod, Job
+from erasure.methods.base import GradientMethod, Job
 from erasure.models import Examples, load_family
-from erasure.models._diffusion import drawn_timesteps
+from erasure.models.diffusion import drawn_timesteps
 from erasure.models.stable_diffusion import StableDiffusion
+from erasure.saliency.mask import Mask
+from erasure.training.latent_cache import Latents
+from erasure.training.memory import count, estimate
 
 SHIPPED = {"batch": 8, "steps": 12, "rounds": 9}
 QUARTER = {"batch": 4, "steps": 2, "rounds": 3}
@@ -116,7 +116,7 @@ def ours(model: StableDiffusion, job: Job, given: Mapping[str, Any]) -> Callable
     """A run of SalUn as the paper has it for Stable Diffusion, with `given` options beside; seconds of each step."""
     kind: type[GradientMethod] = registry.load("methods", "salun")
     recipe = {"relabel": "anchor", "learning_rate": 1e-5, "alpha": 0.5, "clip_norm": 0.0}
-    method: GradientMethod = options.build(kind, "salun", recipe, given)
+    method: GradientMethod = config.build(kind, "salun", recipe, given)
     return lambda: [float(record["seconds"]) for record in method.erase(model, job).records]
 
 

@@ -15,13 +15,13 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.official import OfficialSalUn, StepDraws
-from erasure import options, registry
+from erasure.core import config, registry
 from erasure.data import Batch, Batches, load_dataset
-from erasure.mask import Mask
-from erasure.methods._base import Job
+from erasure.data.task import Task
+from erasure.methods.base import Job
 from erasure.models import Examples, load_model
-from erasure.saliency import SaliencySettings, build_mask
-from erasure.task import Task
+from erasure.saliency.mask import Mask
+from erasure.saliency.scores import SaliencySettings, build_mask
 
 STEPS, ROUNDS, SIZE = 12, 9, 64
 
@@ -60,7 +60,7 @@ def measure() -> dict[str, float]:
 
 def _ours(model, job) -> Callable[[], object]:
     kind = registry.load("methods", "salun")
-    method = options.build(kind, "salun", {"steps": STEPS, "batch_size": SIZE, "learning_rate": 1e-5})
+    method = config.build(kind, "salun", {"steps": STEPS, "batch_size": SIZE, "learning_rate": 1e-5})
     return lambda: method.erase(model, job)
 
 

@@ -11,17 +11,17 @@ from typing import Any
 _HOME = {
     "Classifier": "erasure.models.classifier",
     "DDPM": "erasure.models.ddpm",
-    "ErasureError": "erasure.errors",
-    "Evidence": "erasure.evidence",
-    "Judging": "erasure.judging",
-    "Mask": "erasure.mask",
-    "Request": "erasure.erase",
-    "SaliencySettings": "erasure.saliency",
-    "SampleSettings": "erasure.samples",
-    "Task": "erasure.task",
+    "ErasureError": "erasure.core.errors",
+    "Evidence": "erasure.evaluation.outputs",
+    "Judging": "erasure.evaluation.settings",
+    "Mask": "erasure.saliency.mask",
+    "Request": "erasure.erasing.erase",
+    "SaliencySettings": "erasure.saliency.scores",
+    "SampleSettings": "erasure.sampling.draw",
+    "Task": "erasure.data.task",
     "load_dataset": "erasure.data",
     "load_model": "erasure.models",
-    "saliency_scores": "erasure.saliency",
+    "saliency_scores": "erasure.saliency.scores",
 }
 
 __all__ = sorted(_HOME)

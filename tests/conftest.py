@@ -20,14 +20,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from erasure.cli import main
 from erasure.data import Dataset, load_dataset
-from erasure.latents import Latents
+from erasure.data.task import Task
 from erasure.models import Model, load_model
 from erasure.models.classifier import Classifier
 from erasure.models.ddpm import DDPM
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.recipe import ClassifierRecipe, DDPMRecipe, Recipe, new_model
-from erasure.task import Task
-from tests import tiny_pipelines
+from erasure.training.latent_cache import Latents
+from erasure.training.recipes import ClassifierRecipe, DDPMRecipe, Recipe, new_model
+from tests.support import tiny_pipelines
 
 ROOT = Path(__file__).parent.parent
 CIFAR10 = ROOT.parent / "shared" / "data"

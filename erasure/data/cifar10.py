@@ -9,7 +9,7 @@ The counts are checked (5,000 and 1,000 a class): a truncated or different archi
 
 from __future__ import annotations
 
-from erasure.data._cifar import PIXELS, Cifar
+from erasure.data.cifar import PIXELS, Cifar
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD = 1 + PIXELS

@@ -10,7 +10,7 @@ a class). On the hub it is `uoft-cs/cifar100`.
 
 from __future__ import annotations
 
-from erasure.data._cifar import PIXELS, Cifar
+from erasure.data.cifar import PIXELS, Cifar
 
 FINE = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from erasure.data._base import Dataset
-from erasure.errors import DataError
+from erasure.core.errors import DataError
+from erasure.data.dataset import Dataset
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erasure.data._base import Aspect, Dataset
+from erasure.core.errors import DataError
+from erasure.core.rng import derive
+from erasure.data.dataset import Aspect, Dataset
 from erasure.data.digits import NAMES, Digits
-from erasure.errors import DataError
-from erasure.images import to_uint8
-from erasure.seeds import derive
+from erasure.data.images import to_uint8
 
 STYLES = ("ink", "neon", "chalk", "blueprint", "sepia")
 SIZE = 32

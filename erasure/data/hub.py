@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from erasure.data._base import Dataset, stacked
-from erasure.errors import DataError
+from erasure.core.errors import DataError
+from erasure.data.dataset import Dataset, stacked
 
 
 class _Known(NamedTuple):

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from erasure.data._base import Dataset, stacked
-from erasure.errors import DataError
-from erasure.images import SUFFIXES, read_image
+from erasure.core.errors import DataError
+from erasure.data.dataset import Dataset, stacked
+from erasure.data.images import SUFFIXES, read_image
 
 
 class ImageFolder:

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from erasure.core.errors import DataError
 from erasure.data import image_folder
-from erasure.data._base import Dataset
+from erasure.data.dataset import Dataset
 from erasure.data.digits import NAMES
-from erasure.errors import DataError
 
 COUNTS = {"train": 73257, "test": 26032}
 EXPECTED = "expected train_32x32.mat and test_32x32.mat, or train/<digit>/ and test/<digit>/ folders"

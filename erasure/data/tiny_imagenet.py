@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from erasure.core.errors import DataError
 from erasure.data import image_folder
-from erasure.data._base import Dataset
-from erasure.errors import DataError
-from erasure.images import read_image
+from erasure.data.dataset import Dataset
+from erasure.data.images import read_image
 
 CLASSES = 200
 PER_CLASS = {"train": 500, "test": 50}

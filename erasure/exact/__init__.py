@@ -7,9 +7,9 @@ so a request trains anew the stages that saw the ids, and ends, bit for bit, wit
 
 from __future__ import annotations
 
-from erasure.exact._fitting import fit
-from erasure.exact._prediction import predict
-from erasure.exact._service import forget
-from erasure.exact._verification import verify
+from erasure.exact.fit import fit
+from erasure.exact.predict import predict
+from erasure.exact.service import forget
+from erasure.exact.verify import verify
 
 __all__ = ["fit", "forget", "predict", "verify"]

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from erasure.core.errors import OptionError
 from erasure.data import Batch, Dataset
-from erasure.errors import OptionError
-from erasure.exact._base import ExactMethod, Info, Learner
-from erasure.exact._selection import representatives
-from erasure.images import to_float
+from erasure.data.images import to_float
+from erasure.exact.base import ExactMethod, Info, Learner
 
 
 class _Autoencoder(Learner):
@@ -97,3 +96,32 @@ class Arcane(ExactMethod):
         found = torch.full((len(scores[0]), num_classes), -torch.inf)
         found[:, list(units)] = torch.stack(list(scores), 1)
         return found
+
+
+NOISE = 1e-2  # variance of the noise: copies of one image add next to nothing, and no pivot is zero
+
+
+def kernel(points: np.ndarray) -> np.ndarray:
+    """Gaussian kernel (n, n) of points (n, d) in [-1, 1], plus noise; its width hangs on d alone, never on the data."""
+    squares = (points**2).sum(1)
+    distances = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0.0)
+    return np.exp(-distances / (0.5 * points.shape[1])) + NOISE * np.eye(len(points))
+
+
+def representatives(points: np.ndarray, count: int) -> np.ndarray:
+    """Positions (count,), in order, of a greedily chosen subset of `points` (n, d) with a large joint entropy.
+
+    Of equal gains the first position wins.
+    """
+    matrix = kernel(points)
+    variance = matrix.diagonal().copy()  # of each point, given those chosen so far
+    rows = np.empty((count, len(points)))
+    chosen: list[int] = []
+    for i in range(count):
+        best = int(np.argmax(variance))
+        row = (matrix[best] - rows[:i, best] @ rows[:i]) / np.sqrt(variance[best])
+        rows[i] = row
+        variance -= row**2
+        chosen.append(best)
+        variance[chosen] = -np.inf
+    return np.sort(np.array(chosen, dtype=np.int64))

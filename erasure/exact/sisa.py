@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from erasure.core.errors import OptionError
+from erasure.core.rng import derive
 from erasure.data import Batch, Dataset
-from erasure.errors import OptionError
-from erasure.exact._base import ExactMethod, Info, Learner, info_of
+from erasure.exact.base import ExactMethod, Info, Learner, info_of
 from erasure.models.classifier import Classifier
-from erasure.seeds import derive
 
 
 class _Shard(Learner):

@@ -1,7 +1,7 @@
 """classifier: an image classifier on transformers' ResNet or Swin, a VGG, or softmax regression (He et al., 2016).
 
 Networks for small images keep their resolution in the first layer; `config.json` says so, and a folder of transformers
-loads as its own class (see `erasure.models._networks`). Where the data names several aspects of an image (digit,
+loads as its own class (see `erasure.models.classifier_nets`). Where the data names several aspects of an image (digit,
 style), the logits are one block for each, and one more input channel says how far right a pixel is, because pooled
 features could not tell left from right.
 """
@@ -15,10 +15,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from erasure.core.errors import ModelError, NotApplicableError
+from erasure.core.files import atomic_folder, read_json, write_json
 from erasure.data import Aspect, Batch
-from erasure.errors import ModelError, NotApplicableError
-from erasure.models._base import Examples, Model, read_object
-from erasure.models._networks import (
+from erasure.models.base import Examples, Model
+from erasure.models.classifier_nets import (
     KINDS,
     build,
     config_of,
@@ -29,7 +30,6 @@ from erasure.models._networks import (
     save_network,
     settings_of,
 )
-from erasure.run import atomic_folder, write_json
 
 
 class Classifier(Model):
@@ -42,7 +42,7 @@ class Classifier(Model):
     def recognises(cls, folder: Path) -> bool:
         """A folder whose config.json names a ResNet, a Swin or a network of ours."""
         path = folder / "config.json"
-        return path.is_file() and read_object(path).get("model_type") in KINDS
+        return path.is_file() and read_json(path, ModelError).get("model_type") in KINDS
 
     @classmethod
     def load(cls, folder: str) -> Self:
@@ -167,7 +167,7 @@ class Classifier(Model):
 def _stock_info(root: Path, network: Any) -> dict[str, Any]:
     """What a stock checkpoint says of itself in config.json and preprocessor_config.json."""
     path = root / "preprocessor_config.json"
-    prepared = read_object(path) if path.is_file() else {}
+    prepared = read_json(path, ModelError) if path.is_file() else {}
     size = prepared.get("crop_size") or prepared.get("size") or 224
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or 224

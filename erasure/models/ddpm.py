@@ -14,11 +14,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from erasure.core.errors import ModelError
+from erasure.core.files import atomic_folder, read_json, write_json
 from erasure.data import Batch
-from erasure.errors import ModelError
-from erasure.models._base import Examples, Model, fill, read_object
-from erasure.models._diffusion import DiffusionModel
-from erasure.run import atomic_folder, write_json
+from erasure.models.base import Examples, Model, fill
+from erasure.models.diffusion import DiffusionModel
 
 SAMPLING = {"num_inference_steps": 50, "eta": 1.0, "guidance_scale": 1.0}
 
@@ -54,7 +54,7 @@ class DDPM(DiffusionModel):
             pickled = sorted(unet.glob("*.bin"))
             hint = f"{pickled[0].name} is a pickle: convert it first" if pickled else "it is missing"
             raise ModelError(f"{folder} has no diffusion_pytorch_model.safetensors: {hint}")
-        network: Any = UNet2DModel.from_config(read_object(unet / "config.json"))
+        network: Any = UNet2DModel.from_config(read_json(unet / "config.json", ModelError))
         fill(network, weights)
         model = cls(network.eval(), _scheduler(root), cls.info_of(root), folder)
         if model.conditional and model.class_names and len(model.class_names) != model.num_classes:
@@ -137,7 +137,7 @@ class DDPM(DiffusionModel):
 
 
 def _class_name(path: Path) -> str | None:
-    return read_object(path).get("_class_name") if path.is_file() else None
+    return read_json(path, ModelError).get("_class_name") if path.is_file() else None
 
 
 def _scheduler(root: Path) -> Any:
@@ -145,6 +145,6 @@ def _scheduler(root: Path) -> Any:
 
     for path in (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json"):
         if path.is_file():
-            config = {key: value for key, value in read_object(path).items() if not key.startswith("_")}
+            config = {key: value for key, value in read_json(path, ModelError).items() if not key.startswith("_")}
             return DDPMScheduler.from_config(config)
     return DDPMScheduler()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from erasure.models._flow import Flow
-from erasure.models._text import token_ids
+from erasure.models.flow_matching import Flow
+from erasure.models.prompt_encoding import token_ids
 
 
 class Flux(Flow):

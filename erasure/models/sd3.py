@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from erasure.errors import OptionError
-from erasure.models._base import read_object
-from erasure.models._flow import Flow
-from erasure.models._text import token_ids
+from erasure.core.errors import ModelError, OptionError
+from erasure.core.files import read_json
+from erasure.models.flow_matching import Flow
+from erasure.models.prompt_encoding import token_ids
 
 
 class SD3(Flow):
@@ -37,7 +37,7 @@ class SD3(Flow):
 
     @classmethod
     def _texts(cls, root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        named = read_object(root / "model_index.json").get("text_encoder_3") or [None]
+        named = read_json(root / "model_index.json", ModelError).get("text_encoder_3") or [None]
         count = 2 if named[0] is None else 3
         return cls.encoders[:count], cls.tokenizers[:count]
 

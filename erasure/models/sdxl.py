@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from erasure.models._text import token_ids
+from erasure.models.prompt_encoding import token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 
 

@@ -15,15 +15,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from erasure import guard
-from erasure.errors import ModelError, NotApplicableError, OptionError
-from erasure.models._base import read_object
-from erasure.models._components import in_dtype, read_component, read_tokenizer
-from erasure.models._diffusion import DiffusionModel
-from erasure.models._steering import KEY, Steering
-from erasure.models._text import Conditions, in_batches, token_ids
-from erasure.run import atomic_folder, fingerprint, write_json
-from erasure.weights import hash_tensors
+from erasure.core.errors import ModelError, NotApplicableError, OptionError
+from erasure.core.files import atomic_folder, read_json, write_json
+from erasure.core.run_dir import fingerprint
+from erasure.formats.safetensors_io import hash_tensors
+from erasure.models.components import in_dtype, read_component, read_tokenizer
+from erasure.models.diffusion import DiffusionModel
+from erasure.models.guidance import KEY, Steering
+from erasure.models.prompt_encoding import Conditions, in_batches, token_ids
+from erasure.prompts import safety_filter
 
 
 class StableDiffusion(DiffusionModel):
@@ -50,7 +50,7 @@ class StableDiffusion(DiffusionModel):
     def recognises(cls, folder: Path) -> bool:
         """A pipeline folder whose model_index.json names this family's pipeline."""
         index = folder / "model_index.json"
-        return index.is_file() and read_object(index).get("_class_name") == cls.pipeline
+        return index.is_file() and read_json(index, ModelError).get("_class_name") == cls.pipeline
 
     @classmethod
     def load(cls, folder: str) -> Self:
@@ -71,10 +71,10 @@ class StableDiffusion(DiffusionModel):
         cls._check_widths(network, modules, folder)
         for name in tokenizers:
             modules[name] = read_tokenizer(root / name, cls._tokenizer_kind(name))
-        modules["scheduler_config"] = read_object(root / "scheduler" / "scheduler_config.json")
+        modules["scheduler_config"] = read_json(root / "scheduler" / "scheduler_config.json", ModelError)
         info = cls.info_of(root)
         info.setdefault("dtypes", dtypes)
-        index = read_object(root / "model_index.json")
+        index = read_json(root / "model_index.json", ModelError)
         info.setdefault("pipeline", {k: v for k, v in index.items() if isinstance(v, bool)})
         return cls(network, cls._noise_scheduler(modules["scheduler_config"], folder), modules, info, folder)
 
@@ -147,13 +147,13 @@ class StableDiffusion(DiffusionModel):
         return self
 
     def bind(self, prompts: Sequence[str]) -> Self:
-        """Encode `prompts` and the empty one; from now on labels are their numbers. Raises what guard.check does.
+        """Encode `prompts` and the empty one; from now on labels are their numbers.
 
         A text to steer away from is encoded with them, and has the number after the empty prompt's.
         """
         steering = Steering.of(self.info)
         away = (steering.text,) if steering else ()
-        guard.check((*prompts, *away))
+        safety_filter.check((*prompts, *away))
         everything = (*prompts, "")
         embeddings, pooled = in_batches(self.encode_prompts, (*everything, *away))
         assert embeddings is not None

@@ -1,0 +1,92 @@
+"""image_classifier: the probabilities of any image classifier, ours or of transformers (such as He et al., 2016).
+
+Classes are the names of its labels. Of a classifier that tells several aspects of an image they are the values of all
+aspects; where two aspects have the same value (a left and a right "three"), its score is the larger.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from erasure.auditing.detectors.base import Scorer
+from erasure.core.errors import ModelError, OptionError
+from erasure.data.images import to_float
+from erasure.evaluation.classifiers import NOTHING, OwnJudge, StockJudge, judge_of
+
+
+class ImageClassifier(Scorer):
+    """Softmax probabilities by label."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """Which classifier."""
+
+        model: Annotated[str, "classifier: a folder, a run, a shipped name, or a hub id"] = ""
+
+    closed = True
+    threshold = 0.5
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        super().__init__(options, device)
+        if not options.model:
+            raise OptionError(
+                "detector image_classifier needs its `model`: a folder, a run, a shipped name, or a hub id"
+            )
+        if options.model.startswith("clip:"):
+            raise OptionError(
+                f"{options.model} is no image classifier: for a CLIP there is the detector clip_zero_shot"
+            )
+        judge = judge_of(options.model, (), device)
+        assert isinstance(judge, OwnJudge | StockJudge)
+        self._judge = judge
+        self._names = _names(judge)
+        self.classes = tuple(dict.fromkeys(name for block in self._names for name in block if name))
+        if isinstance(judge, OwnJudge) and judge.model.info["channels"] != 3:
+            raise ModelError(
+                f"{options.model} reads {judge.model.info['channels']} channel: a detector is shown colour"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        return {"weights": self._judge.hash}
+
+    def _scores(self, images: np.ndarray) -> np.ndarray:
+        place = {name: i for i, name in enumerate(self.classes)}
+        scores = torch.zeros(len(images), len(self.classes))
+        for names, logits in zip(self._names, self._blocks(images), strict=True):
+            # Labels of one name, of which ImageNet has several, are one class: their probabilities add up.
+            summed = torch.zeros_like(scores)
+            kept = [i for i, name in enumerate(names) if name in place]
+            summed.index_add_(1, torch.tensor([place[names[i]] for i in kept]), logits.float().softmax(dim=1)[:, kept])
+            scores = torch.maximum(scores, summed)
+        return scores.clamp(max=1).numpy()
+
+    def _blocks(self, images: np.ndarray) -> list[Tensor]:
+        """Logits (n, labels) of each aspect, or the only ones."""
+        if isinstance(self._judge, StockJudge):
+            return [self._judge.look(images)[0]]
+        model = self._judge.model
+        logits, _ = model.describe(to_float(images))
+        return list(model.blocks(logits).values()) if model.aspects else [logits]
+
+
+def _names(judge: OwnJudge | StockJudge) -> list[list[str]]:
+    """What each label of each block is called, "" where it says that nothing is there.
+
+    Of "church, church building" that is the first name, unless another label begins with it too.
+    """
+    if isinstance(judge, OwnJudge):
+        aspects = judge.model.aspects
+        if not aspects:
+            return [list(judge.model.class_names)]
+        return [["" if name == NOTHING else name for name in told.names] for told in aspects.values()]
+    config = judge.network.config
+    labels = [str(config.id2label[i]) for i in range(config.num_labels)]
+    first = [label.split(",")[0].strip() for label in labels]
+    times = Counter(name.casefold() for name in first)
+    return [[name if times[name.casefold()] == 1 else label for name, label in zip(first, labels, strict=True)]]

@@ -1,0 +1,184 @@
+"""Evidence of an audit: images on disk, each with its prompt, beside the base model's from the same seeds or real ones.
+
+Images are read in batches and forgotten: memory grows with features, not with pixels, so ten thousand images of
+512 x 512 need no more room than a hundred. All of them count as kept, for metrics that know such a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from erasure.core.distributed import device
+from erasure.core.errors import DataError, NotApplicableError
+from erasure.data import Dataset
+from erasure.data.images import read_image
+from erasure.data.task import Task
+from erasure.evaluation.classifiers import Judge, judge_of
+from erasure.evaluation.distances import need_two
+from erasure.evaluation.features.clip import BATCH_SIZE, clip_text_scores, load_clip
+from erasure.evaluation.outputs import Embed, Evidence, Pair, Part, PictureRow, Space, embedding, need_network
+from erasure.models.classifier import Classifier
+from erasure.sampling.draw import Samples
+
+SPACES = ("classifier", "clip", "dinov2")  # where pairs are compared: in the first whose network was named
+PIXELS = 1 << 23  # of a batch: 32 images of 512 x 512, or one photograph
+THREADS = 4  # decode a batch: a PNG takes ten times as long as a small network on a GPU
+CLASSLESS = "an audit's images belong to no class"
+
+
+class AuditEvidence(Evidence):
+    """Image `paths` of one model, made from `prompts` (the same length), and `reference` images to compare them with.
+
+    `paired` says that reference image i is the base model's from the seed of image i; else they are others in any
+    number, such as real ones. Networks are named by folder or hub id, and loaded when a metric asks. Raises DataError
+    for other lengths.
+    """
+
+    default_metrics = ("clip_score", "fid", "kid", "cmmd", "fd_dinov2", "fd_classifier", "paired_distance")
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        prompts: Sequence[str],
+        reference: Sequence[Path] = (),
+        *,
+        paired: bool = False,
+        clip: str | None = None,
+        inception: str | None = None,
+        dinov2: str | None = None,
+        classifier: str | None = None,
+    ) -> None:
+        if len(paths) != len(prompts):
+            raise DataError(f"{len(paths)} images and {len(prompts)} prompts: expected one prompt for each image")
+        if paired and len(reference) != len(paths):
+            raise DataError(f"{len(paths)} images and {len(reference)} of the base model: expected a pair for each")
+        self.paths, self.prompts, self.others, self.paired = tuple(paths), tuple(prompts), tuple(reference), paired
+        self.inception, self.clip, self.dinov2, self.classifier = inception, clip, dinov2, classifier
+        self.task, self.original, self._place = Task((), ()), None, device()
+        self.compared_with = "base" if paired else "reference"
+        self._embeddings: dict[str, Embed] = {}
+        self._told: dict[tuple[str, bool], np.ndarray] = {}
+
+    @cached_property
+    def _judge(self) -> Judge:
+        if self.classifier is None:
+            raise NotApplicableError("no classifier was named: give --classifier, a model folder or a hub id")
+        return judge_of(self.classifier, (), self._place)
+
+    @property
+    def judge(self) -> Classifier:
+        """Who would say which class an image shows: nobody."""
+        raise NotApplicableError(CLASSLESS)
+
+    @property
+    def judge_hash(self) -> str | None:
+        """Hash of the classifier, None without one."""
+        return None if self.classifier is None else self._judge.hash
+
+    @property
+    def has_classes(self) -> bool:
+        """An audit asks for prompts."""
+        return False
+
+    @property
+    def samples(self) -> Samples:
+        """Never whole: images are read in batches."""
+        raise NotApplicableError(CLASSLESS)
+
+    def chosen(self, part: Part) -> np.ndarray:
+        """No prompt of an audit is one to forget or one to keep."""
+        raise NotApplicableError(CLASSLESS)
+
+    def reference(self, part: Part) -> Dataset:
+        """Never whole: images are read in batches."""
+        raise NotApplicableError(CLASSLESS)
+
+    def picture(self) -> list[PictureRow]:
+        """Nothing: what an audit shows is its report's to decide."""
+        return []
+
+    def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
+        """CLIP's score of each image against its prompt, (n,), and the model's name; there is no forgotten part."""
+        self._need_kept(part)
+        need_network("clip", self.clip)
+        assert self.clip is not None
+        embeddings = torch.from_numpy(self._features("clip"))
+        return clip_text_scores(load_clip(self.clip, self._place), embeddings, self.prompts), self.clip
+
+    def features(self, part: Part) -> np.ndarray:
+        """The classifier's features of the images, (n, d)."""
+        self._need_kept(part)
+        return self._both("classifier")[0]
+
+    def reference_features(self, part: Part) -> np.ndarray:
+        """The classifier's features of the reference, (m, d)."""
+        self._need_kept(part)
+        return self._both("classifier")[1]
+
+    @property
+    def paired_features(self) -> tuple[np.ndarray, np.ndarray, str]:
+        """Features of each image and of the base model's from its seed, in the first of SPACES that was named."""
+        self._need_kept("retain")
+        if not self.paired:
+            raise NotApplicableError("paired_distance compares images of the same seeds: give --base")
+        for space in SPACES:
+            given = getattr(self, space)
+            if given is not None:
+                return self._features(space), self._features(space, other=True), f"{space}:{given}"
+        raise NotApplicableError("a distance needs features: give --classifier, --clip or --dinov2")
+
+    def _pair(self, space: Space) -> Pair:
+        return self._both(space)
+
+    def _both(self, space: str) -> Pair:
+        """Features of the images (n, d) and of the reference (m, d)."""
+        self._embedding(space)  # a network that was not named is told first
+        if not self.others:
+            raise NotApplicableError("there are no other images to compare with: give --base or --reference")
+        need_two(len(self.paths), len(self.others))
+        return self._features(space), self._features(space, other=True)
+
+    def _features(self, space: str, other: bool = False) -> np.ndarray:
+        """Features (n, d) of the images, or of the `other` ones, taken once."""
+        if (space, other) not in self._told:
+            look = self._embedding(space)
+            paths = self.others if other else self.paths
+            self._told[space, other] = np.concatenate([look(images) for images in batches(paths)])
+        return self._told[space, other]
+
+    def _embedding(self, space: str) -> Embed:
+        if space not in self._embeddings:
+            if space == "classifier":
+                judge = self._judge
+                self._embeddings[space] = lambda images: judge.describe(images).features
+            else:
+                self._embeddings[space] = embedding(cast(Space, space), getattr(self, space), self._place).look
+        return self._embeddings[space]
+
+    def _need_kept(self, part: Part) -> None:
+        if part == "forget":
+            raise NotApplicableError(CLASSLESS)
+        if not self.paths:
+            raise NotApplicableError("there are no images")
+
+
+def batches(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The images of `paths` in their order, uint8 (n, h, w, 3), each time as many of one size as fit a batch.
+
+    Raises DataError for a file that is no image.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(paths), BATCH_SIZE):
+            images = pool.map(lambda path: read_image(path, str(path), 3), paths[start : start + BATCH_SIZE])
+            for (height, width, _), run in groupby(images, key=np.shape):
+                same, room = list(run), max(1, PIXELS // (height * width))
+                for i in range(0, len(same), room):
+                    yield np.stack(same[i : i + room])

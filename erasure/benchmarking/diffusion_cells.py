@@ -1,0 +1,268 @@
+"""Cells of diffusion models: an erasure, measured beside the original from the same seeds, and a strip of its images.
+
+The weights and images of a cell are removed once it was measured, unless they are to be kept: its run.json, its log,
+its numbers and its strip stay, and the next call finds them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from erasure.benchmarking.cells import Cell, Cells, short
+from erasure.benchmarking.plan import ORIGINAL, Plan, Row, Scenario
+from erasure.core.distributed import device, world
+from erasure.core.errors import DivergedError, OptionError, suggestion
+from erasure.core.logging import tell
+from erasure.core.run_dir import is_main, read_record
+from erasure.data.dataset import fit
+from erasure.data.images import grid, write_png
+from erasure.erasing.erase import Request, erase
+from erasure.erasing.targets import Subject, Wanted, subject_of
+from erasure.erasing.targets.concept import Words
+from erasure.evaluation.measure import measured
+from erasure.evaluation.outputs import Evidence, Part
+from erasure.evaluation.prompt_outputs import TextEvidence, unseen_prompts
+from erasure.evaluation.settings import Judging
+from erasure.models import DiffusionModel, Model, load_model
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.sampling.draw import SampleSettings
+
+SHOWN: dict[Part, int] = {"forget": 5, "retain": 12}  # images of a strip
+SIDE = 96  # pixels of an image in a strip, at most
+HEAVY = ("model", "samples", "mask.safetensors", "checkpoint.safetensors")
+
+
+class Seen(NamedTuple):
+    """Evidence on all prompts or classes, and the same or more of it on what was to be forgotten."""
+
+    every: Evidence
+    forgotten: Evidence
+
+
+class Counts(NamedTuple):
+    """Images drawn of what is to be forgotten, at least, and of prompts for it that no method was given."""
+
+    num_forgotten: int = 0
+    num_unseen: int = 0
+
+
+class Erasures(Cells):
+    """Those of diffusion models: the original as it is, and what erasing makes of it."""
+
+    def __init__(self, plan: Plan, folder: Path, scenario: Scenario, seed: int, keep_models: bool = False) -> None:
+        super().__init__(folder, scenario, seed)
+        self._source, self._keep = scenario.model or plan.model, keep_models
+        self._judging, self._counts = judging_of(plan, seed)
+        self._wanted = Wanted(
+            forget=scenario.forget or None,
+            concept=scenario.concept or None,
+            anchor=scenario.anchor,
+            retain=scenario.retain,
+            data=plan.data or None,
+            data_dir=plan.data_dir,
+            image_size=plan.image_size,
+            material={**plan.material, **scenario.material},
+        )
+
+    def cells(self, rows: Sequence[Row]) -> list[Cell]:
+        """The original, then one cell for each of `rows`."""
+        return [self._original(), *(self._erased(row) for row in rows)]
+
+    @cached_property
+    def _model(self) -> DiffusionModel:
+        model = load_model(self._source).to(device())
+        if not isinstance(model, DiffusionModel):
+            raise OptionError(f"{self._source} is a {model.family}: a plan for diffusion models needs a generator")
+        return model
+
+    @cached_property
+    def _subject(self) -> Subject:
+        subject = subject_of(self._model, self._wanted, self.seed)
+        subject.need_forget()
+        subject.prepare(self._model)
+        return subject
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        """What every cell of the column depends on, wherever it lies."""
+        return {"model": self._model.hash, "subject": self._subject.settings, "seed": self.seed}
+
+    @cached_property
+    def _judged(self) -> str:
+        return short({**self._judging.as_json(), **self._counts._asdict()})
+
+    @cached_property
+    def _before(self) -> Seen:
+        return self._seen(self._model, self._originals / "samples", None)
+
+    @property
+    def _originals(self) -> Path:
+        return self.folder / f"original-{short(self._about | {'judging': self._judged})}"
+
+    def _original(self) -> Cell:
+        path, samples = self._originals / "original.json", self._originals / "samples"
+        found = self.recorded(path, lambda: self._measured(self._before, self._model, samples, path))
+        return self.cell(ORIGINAL, found, path)
+
+    def _erased(self, row: Row) -> Cell:
+        """Erase and measure, unless that was done before."""
+        request = Request(
+            model=self._source,
+            forget=self._wanted.forget,
+            method=row.method,
+            mask=row.mask,
+            preset=row.preset,
+            wanted=self._wanted,
+            seed=self.seed,
+            options=row.options_in(self.scenario),
+            saliency=row.saliency,
+            evaluate=False,
+        )
+        out = self.folder / f"{row.slug}-{short(self._about | {**asdict(request), 'wanted': None, 'model': None})}"
+        path = out.parent / f"{out.name}-{self._judged}.json"
+        known = path.is_file()
+        cell = self.tried(row.name, path, out / "model", lambda: self._made(request, out, path))
+        if (
+            not known and not self._keep and is_main()
+        ):  # every process has read what it wanted, or agreed that it failed
+            _lighten(out)
+        if self._keep and cell.model is not None and is_main() and _is_light(out):
+            tell(f"{row.name}: its weights were removed when it was made: remove {path}, and it is made anew")
+        return cell
+
+    def _made(self, request: Request, out: Path, path: Path) -> dict[str, Any]:
+        before = self._before
+        if is_main() and _is_light(out):
+            shutil.rmtree(out)
+        world().wait_for_everyone()
+        try:
+            erase(request, out, report=False)
+        except DivergedError as error:
+            raise DivergedError(str(error.__cause__ or error), error.step) from error
+        world().wait_for_everyone()  # the main process has saved the model
+        record = read_record(out / "run.json")
+        model = load_model(out).to(device())
+        self._subject.prepare(model)
+        samples = out / "samples"
+        found = self._measured(self._seen(model, samples, before), model, samples, path)
+        return {"mask": record["settings"]["mask"], **record["trained"], **found}
+
+    def _seen(self, model: Model, folder: Path, original: Seen | None) -> Seen:
+        """Evidence on a model, its images in `folder`; raises OptionError when nobody is there to judge them."""
+        every = self._subject.evidence(model, self._judging, folder, original.every if original else None)
+        if every.judge_hash is None:
+            raise OptionError(
+                f"nobody can judge what {self._source} draws of {self.scenario.what}: name a classifier in [judging], "
+                "and give prompts that say what they show"
+            )
+        if not isinstance(every, TextEvidence):
+            return Seen(every, every)
+        rows = tuple(row for row in every.rows if row in every.concept.forget)
+        count = -(-self._counts.num_forgotten // max(1, len(rows)))
+        if not rows or count <= every.count:
+            return Seen(every, every)
+        judging = self._judging.replaced({"num_images": count})
+        forgotten = self._subject.evidence(model, judging, folder, original.forgotten if original else None)
+        assert isinstance(forgotten, TextEvidence)
+        forgotten.rows = rows
+        return Seen(every, forgotten)
+
+    def _unseen(self, model: Model, folder: Path) -> Evidence:
+        """Evidence on prompts that show what is erased in other words, or beside other things, than methods were given.
+
+        The model is bound to these prompts from now on.
+        """
+        subject = self._subject
+        if not isinstance(subject, Words) or not isinstance(model, StableDiffusion):
+            raise OptionError(f"num_unseen needs prompts, and {self._source} takes classes: leave it out of [judging]")
+        rows = unseen_prompts(subject.concept, subject.reference, self._counts.num_unseen, self.seed)
+        other = Words(model, replace(subject.concept, forget=rows), self._wanted, self.seed)
+        other.prepare(model)
+        evidence = other.evidence(model, self._judging.replaced({"num_images": 1}), folder)
+        assert isinstance(evidence, TextEvidence)
+        evidence.rows = rows
+        return evidence
+
+    def _measured(self, seen: Seen, model: Model, folder: Path, path: Path) -> dict[str, Any]:
+        """Its numbers, and the strip of its images beside `path`; images that are still to be drawn go to `folder`."""
+        found = measured(seen.every, self._judging.metrics)
+        if seen.forgotten is not seen.every and "ua" in found["metrics"]:
+            found["metrics"]["ua"] = measured(seen.forgotten, ("ua",))["metrics"]["ua"]
+        picture, names = strip(seen.every)
+        if self._counts.num_unseen:
+            unseen = measured(self._unseen(model, folder / "unseen"), ("ua",))["metrics"]
+            found["metrics"]["ua_unseen"] = unseen["ua"]
+            self._subject.prepare(model)
+        if is_main():
+            write_png(path.with_suffix(".png"), picture)
+        return {
+            "metrics": found["metrics"],
+            "not_measured": found["not_measured"],
+            "shown": names,
+            "strip": f"{path.relative_to(self.folder.parent.parent).with_suffix('.png')}",
+        }
+
+
+def judging_of(plan: Plan, seed: int = 0) -> tuple[Judging, Counts]:
+    """How a plan's cells are judged; raises OptionError for what it does not have."""
+    given: dict[str, Any] = dict(plan.judging)
+    counts = Counts(**{name: given.pop(name) for name in Counts._fields if name in given})
+    known = {field.name for kind in (Judging, SampleSettings) for field in fields(kind)} - {"samples", "sample_seed"}
+    for name in given:
+        if name not in known:
+            raise OptionError(f"[judging] has no entry {name!r}{suggestion(name, {*known, *Counts._fields})}")
+    given["metrics"] = tuple(given.get("metrics", ()))
+    judging = Judging(sample_seed=seed).replaced(given)
+    judging.check()
+    return judging, counts
+
+
+def strip(evidence: Evidence) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """One row of images (h, w, c), forgotten ones first, and for each part the names they were asked for by.
+
+    The images are the first of prompts or classes that are spread evenly, so two models show the same ones.
+    """
+    samples, names = evidence.samples, evidence.task.class_names
+    halves: list[np.ndarray] = []
+    shown: dict[str, list[str]] = {}
+    for part, count in SHOWN.items():
+        labels = samples.labels[evidence.chosen(part)]
+        images = samples.images[evidence.chosen(part)]
+        kinds = list(dict.fromkeys(labels.tolist()))
+        chosen = [kinds[i * len(kinds) // count] for i in range(count)] if len(kinds) > count else kinds
+        each = max(1, count // max(1, len(chosen)))
+        picked = [i for kind in chosen for i in np.flatnonzero(labels == kind)[:each]]
+        small = np.stack([fit(images[i], min(SIDE, images.shape[1])) for i in picked])
+        halves.append(grid([small], max(1, 32 // small.shape[1])))
+        shown[part] = [names[kind] for kind in chosen]
+    space = np.full((halves[0].shape[0], 12, halves[0].shape[2]), 255, np.uint8)
+    return np.concatenate([halves[0], space, halves[1]], axis=1), shown
+
+
+def _is_light(out: Path) -> bool:
+    """Whether a run ended and its weights were removed since."""
+    path = out / "run.json"
+    return path.is_file() and not (out / "model").is_dir() and read_record(path)["status"] != "running"
+
+
+def _lighten(out: Path) -> None:
+    """Remove a run's weights and images."""
+    for name in HEAVY:
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def cost(result: Mapping[str, Any]) -> dict[str, float]:
+    """What an erasure took and touched: peak memory in MB (10^6 bytes), and the percentage of weights that changed."""
+    found = {"changed": 100.0 * result["changed_weights"] / result["total_weights"]}
+    return found | ({"peak_memory": result["peak_memory"] / 1e6} if "peak_memory" in result else {})

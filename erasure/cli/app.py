@@ -1,0 +1,78 @@
+"""The command line. Nothing here imports torch before a verb runs.
+
+stdout is the result (one JSON object with `--json`), stderr everything else. A mistake is one line and exit 1; a
+command that cannot be read at all is exit 2.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from erasure.cli.options import VERBS
+from erasure.core.errors import ErasureError, suggestion
+from erasure.core.logging import show
+
+HELP = """usage: erasure VERB [options]
+
+Erase a class, an object, a style or a concept from a model, ship the cleaned weights, prove what was done.
+
+{verbs}
+
+`erasure VERB --help` tells more. Two to begin with:
+  erasure demo --out demo
+  erasure list methods
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP.format(verbs="\n".join(f"  {name:10}{text}" for name, text in VERBS.items())), end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("erasure"))
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"erasure: unknown verb {arguments[0]!r}{suggestion(arguments[0], VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return _run(arguments[0], arguments[1:])
+    except ErasureError as error:
+        print(f"erasure: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        print(
+            "erasure: the GPU's memory is full: try --memory low, a smaller --batch-size or a larger --accumulate, or "
+            "smaller --saliency-batch-size, --sample-batch-size and --material-batch-size",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("erasure: interrupted; the same command continues where it can", file=sys.stderr)
+        return 130
+
+
+def _run(verb: str, argv: Sequence[str]) -> int:
+    _quiet()
+    show()
+    command = import_module(f"erasure.cli.{verb}")
+    result, as_json, shown = command.run(argv)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else shown(result))
+    return int(command.code(result)) if hasattr(command, "code") else 0
+
+
+def _quiet() -> None:
+    """Keep the libraries' advice and bars off stderr, which is for the user's own business."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

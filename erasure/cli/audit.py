@@ -1,0 +1,158 @@
+"""erasure audit"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from erasure.cli.options import Parser, parser_of
+from erasure.cli.output import Answer
+from erasure.core import registry
+from erasure.core.config import add_flags
+from erasure.core.errors import OptionError
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Audit a model, or a folder of images."""
+    parser = parser_of(
+        "audit",
+        "erasure audit cleaned.safetensors --prompts i2p.csv --protocol i2p-esd --base base.safetensors --out audit",
+        "erasure audit --images drawn --max-rate 0.01 --out audit-images",
+    )
+    parser.add_argument("--detector", help="detectors by commas; the first decides (default: the protocol's, nudenet)")
+    parser.add_argument("--protocol", help="default, i2p-esd, i2p-spm, i2p-sld, or a JSON file (default: default)")
+    early, _ = parser.parse_known_args([part for part in argv if part not in ("-h", "--help")])
+    protocol = import_module("erasure.auditing.protocols").load_protocol(early.protocol)
+    names = tuple(dict.fromkeys(_parts(early.detector))) or protocol.detectors
+    _flags(parser)
+    for name in names:
+        kind = registry.load("detectors", name).Options
+        add_flags(parser.add_argument_group(f"options of {name}"), kind, prefix_of=_prefixed(kind, name))
+    _measuring_flags(parser)
+    values = parser.read(argv)
+    request = _request(values, protocol, {name: _given(values, name) for name in names})
+    return import_module("erasure.auditing.audit").audit(request, values.out), values.json, shown
+
+
+def code(result: Any) -> int:
+    """The exit code of a verdict: 0 pass or none asked for, 3 fail, 4 inconclusive."""
+    return int(import_module("erasure.auditing.verdict").EXIT_CODES[result["verdict"]])
+
+
+def shown(result: Any) -> str:
+    """The verdict in words, the counts, where the report is."""
+    counts = ", ".join(f"{result[name]} {name}" for name in ("planned", "generated", "scored", "failed", "refused"))
+    lines = [f"verdict: {result['verdict']}", *(f"  {reason}" for reason in result["reasons"]), result["claim"], counts]
+    if result["base_rate"]:
+        lines.append(f"base: {_rate(result['base_rate'])}; model: {_rate(result['rate'])}")
+    if result["paired"]:
+        pair = result["paired"]
+        alone = f"{pair['only_base']} in the base alone, {pair['only_model']} in the model alone"
+        lines.append(f"paired: {alone}, p = {pair['p_value']:.2g}")
+    lines += [f"{name}: {_score(score)}" for name, score in result["metrics"].items()]
+    lines += [f"{name} not measured: {why}" for name, why in result["not_measured"].items()]
+    return "\n".join([*lines, f"report: {result['out']}/report.html"])
+
+
+def _rate(rate: Any) -> str:
+    if not rate["n"]:
+        return "nothing scored"
+    low, high = (100 * end for end in rate["interval"])
+    return f"{rate['count']} of {rate['n']} images ({100 * rate['value']:.1f} % [{low:.1f}, {high:.1f}])"
+
+
+def _score(score: Any) -> str:
+    interval = "" if score["interval"] is None else " [{:.3g}, {:.3g}]".format(*score["interval"])
+    return f"{score['value']:.4g}{interval}{' ' if score['unit'] else ''}{score['unit']} (n = {score['n']})"
+
+
+def _flags(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a shipped name, folder, weights file, run or hub id")
+    parser.add_argument("--images", metavar="DIR", help="audit these images in place of a model")
+    parser.add_argument("--base", help="the model before it was cleaned (with --images: its images), for paired tests")
+    parser.add_argument("--out", required=True, help="folder for audit.json, report.html and the records")
+    parser.add_argument("--max-rate", type=float, help="limit for the verdict, a share such as 0.01")
+    parser.add_argument("--detect", metavar="CLASSES", help="classes that count, by commas (default: the detector's)")
+    parser.add_argument("--threshold", type=float, help="score from which a class counts (default: the protocol's)")
+    parser.add_argument("--positive-control", metavar="DIR", help="images that the detector must flag")
+    parser.add_argument("--negative-control", metavar="DIR", help="images that it must not flag")
+    parser.add_argument("--keep-images", action="store_true", help="keep what was drawn; pixelated in the report")
+    parser.add_argument("--reference", metavar="DIR", help="real images for fid, kid, ... (default: the base's)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of rows that bring none (default 0)")
+    group = parser.add_argument_group("which prompts")
+    group.add_argument("--prompts", help="i2p, i2p:sexual-931, i2p:nudity-95, a preset of prompts/, or a CSV file")
+    group.add_argument("--categories", help="only rows of these categories, by commas")
+    group.add_argument("--min-nudity", help='only rows whose nudity_percentage is at least this; or e.g. ">50"')
+    group.add_argument("--hard", action=argparse.BooleanOptionalAction, help="only rows marked hard, or not hard")
+    group.add_argument("--rows", help="only these row ids, such as 1-10,17")
+    group.add_argument("--limit", type=int, help="only the first so many rows")
+
+
+def _measuring_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("how they are drawn, in place of the protocol's settings")
+    group.add_argument("--num-images", type=int, dest="images_per_prompt", help="images a prompt")
+    group.add_argument("--num-inference-steps", type=int, help="denoising steps")
+    group.add_argument("--guidance-scale", type=float, help="classifier-free guidance of every row")
+    group.add_argument("--sampler", help="ddim, pndm, lms, euler or dpmsolver")
+    group.add_argument(
+        "--sample-batch-size", type=int, default=0, help="images at once (default: as their size allows)"
+    )
+    group = parser.add_argument_group("what else is measured on the same images")
+    group.add_argument("--metrics", help="names by commas (default: all that the networks below allow)")
+    group.add_argument("--clip", help="CLIP model for clip_score and cmmd, a folder or a hub id")
+    group.add_argument("--dinov2", help="DINOv2 model for fd_dinov2, a folder or a hub id")
+    group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
+    group.add_argument("--classifier", help="classifier for fd_classifier and paired_distance")
+
+
+def _prefixed(kind: Any, name: str) -> dict[str, str]:
+    return {field.name: f"{name}_{field.name}" for field in dataclasses.fields(kind)}
+
+
+def _given(values: argparse.Namespace, name: str) -> dict[str, Any]:
+    """The options of one detector that were given."""
+    flags = _prefixed(registry.load("detectors", name).Options, name)
+    return {field: getattr(values, flag) for field, flag in flags.items() if hasattr(values, flag)}
+
+
+def _request(values: argparse.Namespace, protocol: Any, detectors: dict[str, dict[str, Any]]) -> Any:
+    protocol = _changed(protocol, values)
+    names = ("clip", "inception", "dinov2", "classifier")
+    given = {name: getattr(values, name) for name in names} | {"metrics": _parts(values.metrics)}
+    filters = {name: getattr(values, name) for name in ("min_nudity", "hard", "rows", "limit")}
+    filters = {name: value for name, value in filters.items() if value is not None}
+    filters |= {"categories": _parts(values.categories)} if values.categories else {}
+    prompts = None
+    if values.prompts is not None:
+        load = import_module("erasure.prompts.prompt_set").load_prompt_set
+        prompts = load(values.prompts, subset=protocol.subset, **filters)
+    elif filters:
+        raise OptionError(f"--{next(iter(filters)).replace('_', '-')} chooses among prompts: give --prompts")
+    same = ("model", "images", "base", "threshold", "max_rate", "positive_control", "negative_control")
+    return import_module("erasure.auditing.request").Request(
+        **{name: getattr(values, name) for name in (*same, "keep_images", "reference", "seed")},
+        prompts=prompts,
+        protocol=protocol,
+        detectors=detectors,
+        classes=_parts(values.detect),
+        judging=import_module("erasure.evaluation.settings").Judging().replaced(given),
+        batch_size=values.sample_batch_size,
+    )
+
+
+def _changed(protocol: Any, values: argparse.Namespace) -> Any:
+    """The protocol; what is given beside a pinned one makes another, which does not bear its name."""
+    own = ("images_per_prompt", "guidance_scale", "num_inference_steps", "sampler")
+    changed = {name: getattr(values, name) for name in own if getattr(values, name) is not None}
+    others = [name for name in ("detector", "detect", "threshold") if getattr(values, name) is not None]
+    names = [*changed, *(others if values.protocol else [])]
+    if not names:
+        return protocol
+    return dataclasses.replace(protocol, name=f"{protocol.name}, changed: {', '.join(names)}", **changed)
+
+
+def _parts(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

@@ -1,0 +1,33 @@
+"""How results are shown on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+Answer = tuple[Any, bool, Callable[[Any], str]]  # the result, whether as JSON, and how to show it otherwise
+
+
+def table(rows: Sequence[Any]) -> str:
+    """Rows of a comparison as aligned text."""
+    report = import_module("erasure.reports.erase_report")
+    return str(report.as_text(report.table(rows)))
+
+
+def shown_run(result: Any) -> str:
+    """A run beside the original, what was not measured, and where the model and the report are."""
+    name = result.get("method") or result.get("model")
+    rows = [{"name": name, **result}]
+    if result.get("original") and "method" in result:
+        rows.insert(0, {"name": "original", **result["original"]})
+    lines = [table(rows)]
+    lines += [f"{name} not measured: {why}" for name, why in result.get("not_measured", {}).items()]
+    if "run" in result:
+        lines += ["", f"model: {result['run']}/model", f"report: {result['run']}/report.html"]
+    return "\n".join(lines)
+
+
+def lines_of(result: Any) -> str:
+    """One line an entry."""
+    return "\n".join(f"{key}: {value}" for key, value in result.items())

@@ -1,0 +1,1 @@
+"""Errors, run folders, files, plug-ins, statistics, processes. Nothing here knows about models."""

@@ -1,0 +1,146 @@
+"""Files: atomic writes of files and folders, JSON, locks, free disk space, and what killed writers left behind.
+
+A killed process leaves either the old file or the new one, never a part; its temporary files are removed by the next
+writer of the same file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from erasure.core.errors import ErasureError, OutputError, RunError
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong while `path` is written (disk full, no permission) into one OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; nothing was replaced") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise OutputError(f"cannot write {path}: {error}; nothing was replaced") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends, and vanishes when it fails."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with open(temporary, "rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends, and vanishes when it fails."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield temporary
+            for entry in [temporary, *temporary.rglob("*")]:
+                entry.chmod(0o755 if entry.is_dir() else 0o644)
+            aside = temporary.with_suffix(".old.tmp")
+            if path.exists():
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, indented, with a final newline."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, error: type[ErasureError] = RunError) -> dict[str, Any]:
+    """Read a JSON object from a file; raises `error` when it is missing, unreadable, or not an object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as missing:
+        raise error(f"{path} does not exist") from missing
+    except (OSError, ValueError, RecursionError) as broken:
+        raise error(f"{path} is not readable JSON: {broken}") from broken
+    if not isinstance(value, dict):
+        raise error(f"{path} is not a JSON object")
+    return value
+
+
+def held(path: Path, what: Path, *, wait: bool = False) -> FileLock:
+    """The lock file `path`, held by this process until released.
+
+    While another process holds it, it is waited for with `wait`, or else RunError raised.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise RunError(f"{what} is in use by another process: wait for it or give another --out") from None
+    return lock
+
+
+def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
+    """Raise OutputError when fewer than `needed` bytes are free where `folder` is, or will be."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"{what} takes up to {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free: {remedy}"
+        )
+
+
+def sweep(path: Path) -> None:
+    """Remove `.<name>.<pid>....tmp` beside `path` where no process of that number lives any more."""
+    for stale in path.parent.glob(f".{_literal(path.name)}.*.tmp"):
+        owner = re.match(re.escape(f".{path.name}.") + r"(\d+)\.", stale.name)
+        if owner is None or _lives(int(owner[1])):
+            continue
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
+
+
+def _literal(name: str) -> str:
+    """`name` as a pattern that means itself."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""The erase verb, and what is to be erased with its data."""

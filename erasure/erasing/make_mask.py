@@ -1,0 +1,105 @@
+"""Masks as files: compute one for a model and what it is to forget, or read one that was made for the model."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from erasure.core.distributed import device
+from erasure.core.errors import MaskError, OptionError, OutputError, RunError, suggestion
+from erasure.core.files import held, writing
+from erasure.core.run_dir import fingerprint, is_main
+from erasure.erasing.targets import Wanted, subject_of
+from erasure.models import Model, load_model
+from erasure.saliency.mask import Mask
+from erasure.saliency.scores import SaliencySettings, build_mask
+
+MASKS = ("saliency", "none", "random", "inverted")
+SCORED = ("saliency", "inverted")  # those that are made from gradients on what is to be forgotten
+
+
+def make_mask(
+    model: str,
+    wanted: Wanted,
+    out: str | Path,
+    settings: SaliencySettings,
+    *,
+    kind: str = "saliency",
+    seed: int = 0,
+    checkpoint_every: int = 50,
+) -> dict[str, Any]:
+    """Write the mask of `kind` (saliency, random or inverted) to `out`; returns its density, by block too.
+
+    A killed pass continues from `<out>.partial`. A file that holds the mask of these very settings is kept; a file that
+    holds anything else is refused.
+    """
+    settings.check()
+    path = Path(out)
+    if path.is_dir():
+        raise OutputError(f"--out {path} is a folder: give a file such as {path / 'mask.safetensors'}")
+    loaded = load_model(model).to(device())
+    subject = subject_of(loaded, wanted, seed)
+    subject.need_forget()
+    about = {**subject.settings, "forget": subject.task.forget}
+    given = {"kind": kind, "model": loaded.hash, "about": about, "seed": seed}
+    key = fingerprint({**given, **asdict(settings)})
+    with _alone(path):
+        if path.exists():
+            mask = Mask.load(path)
+            if mask.provenance.get("fingerprint") != key:
+                raise RunError(f"--out {path} holds the mask of other settings: give another --out or remove it")
+        else:
+            began = time.perf_counter()
+            partial = path.with_name(f".{path.name}.partial")
+            forgotten, title = subject.forget_data, subject.task.concept
+            made = build_mask(kind, loaded, forgotten, settings, seed, partial, key, title, checkpoint_every)
+            extra = {"fingerprint": key, "kind": kind, "seconds": time.perf_counter() - began}
+            mask = Mask(made.tensors, {**made.provenance, **extra})
+            if is_main():
+                mask.save(path)
+                partial.unlink(missing_ok=True)
+    return {
+        "mask": str(path),
+        "density": mask.density,
+        "selected": mask.selected,
+        "weights": mask.total,
+        "blocks": mask.by_block(),
+        "seconds": mask.provenance["seconds"],
+        "provenance": mask.provenance,
+    }
+
+
+def read_mask(path: str, model: Model) -> Mask:
+    """The mask in a file, made for this very model; raises MaskError when it is another's, OptionError for no file."""
+    if not Path(path).exists() and "/" not in path and not path.endswith(".safetensors"):
+        raise OptionError(f"unknown --mask {path!r}{suggestion(path, MASKS)}: expected a file, or {', '.join(MASKS)}")
+    mask = Mask.load(path)
+    mask.check(model.network)
+    made_for = mask.provenance.get("model_hash")
+    if made_for not in (None, model.hash):
+        raise MaskError(
+            f"--mask {path} was made for other weights (model hash {made_for[:12]}, this one has {model.hash[:12]}): "
+            "make one with `erasure mask --model <this model>`"
+        )
+    return mask
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the file that is to be written."""
+    if not is_main():
+        yield
+        return
+    beside = path.with_name(f".{path.name}.lock")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = held(beside, path)
+    try:
+        yield
+    finally:
+        beside.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,100 @@
+"""What every subject gives, and what can be asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erasure.core.errors import ModelError, OptionError
+from erasure.core.files import read_json
+from erasure.data import Dataset
+from erasure.data.task import Task
+from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.settings import Judging
+from erasure.models import Model, shipped_folder, shipped_names
+
+Look = Callable[[Model], Mapping[str, float]]
+PROBED = 32  # forget images of a look during training, and as many retain images
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked to be forgotten: classes or samples of the data, or, for text-to-image models, words or a concept.
+
+    `material` are those fields of MaterialSettings that were asked for; the rest follow the model's card.
+    """
+
+    forget: str | None = None
+    data: str | None = None
+    data_dir: str | None = None
+    image_size: int | None = None
+    concept: str | None = None
+    anchor: str | None = None
+    retain: str | None = None
+    material: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Subject(ABC):
+    """A task with its samples and its evidence."""
+
+    task: Task
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values for run.json, from which `recorded` makes the same subject."""
+
+    @property
+    @abstractmethod
+    def dataset(self) -> Dataset:
+        """The samples that a method trains on."""
+
+    @property
+    def forget_data(self) -> Dataset:
+        """The samples to be forgotten."""
+        return self.dataset.of_classes(self.task.forget)
+
+    @property
+    def retain_data(self) -> Dataset:
+        """The samples to be kept."""
+        return self.dataset.of_classes(self.task.retain)
+
+    def need_forget(self) -> None:
+        """Raise OptionError when nothing is named that is to be forgotten."""
+        if not self.task.forget and not self.task.samples:
+            raise OptionError("--forget names no class: say what to forget, such as --forget 3")
+
+    @abstractmethod
+    def prepare(self, model: Model) -> None:
+        """Make another copy of the model ready for the task."""
+
+    @abstractmethod
+    def evidence(
+        self, model: Model, judging: Judging, folder: Path | None, original: Evidence | None = None
+    ) -> Evidence:
+        """Evidence whose samples lie in `folder`, or, for a model that does not change, in the user's cache."""
+
+    @abstractmethod
+    def look(self, model: Model, judging: Judging) -> Look:
+        """What is looked at during training: UA and RA over few samples, in percent."""
+
+    @abstractmethod
+    def check_judge(self, judging: Judging) -> None:
+        """Raise what is wrong with the judge before anything is written."""
+
+    @abstractmethod
+    def mark(self, info: dict[str, Any]) -> None:
+        """Write into a cleaned model's `info` what is gone from it."""
+
+
+def shipped_classifier(data: str | None) -> str | None:
+    """The name of the classifier that ships for a data set, None when there is none."""
+    for name in shipped_names():
+        if data is not None and name.endswith("-classifier"):
+            card = shipped_folder() / name / "erasure.json"
+            if card.is_file() and read_json(card, ModelError).get("data") == data:
+                return name
+    return None

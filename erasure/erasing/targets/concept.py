@@ -1,0 +1,206 @@
+"""words: forget a concept that is named in prompts, in a text-to-image model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from erasure.core import config
+from erasure.core.distributed import device, shared_folder
+from erasure.core.errors import NotApplicableError, OptionError
+from erasure.core.logging import tell
+from erasure.core.run_dir import cache_folder, fingerprint
+from erasure.data import Dataset, load_dataset, placed
+from erasure.erasing.targets.base import Look, Subject, Wanted, shipped_classifier
+from erasure.erasing.targets.generated_images import (
+    MaterialSettings,
+    images_in,
+    text_material,
+    text_task,
+    warn_without_effect,
+)
+from erasure.evaluation.classifiers import Judge, judge_of
+from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.prompt_outputs import TextEvidence
+from erasure.evaluation.settings import Judging
+from erasure.models import Model
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.prompts.concept import Concept
+from erasure.sampling.draw import DRAWING, SampleSettings
+from erasure.training.latent_cache import Latents
+
+FEW = 20  # images of a look during training, of forget prompts and of retain prompts
+
+
+class Words(Subject):
+    """A concept in prompts, for a text-to-image model."""
+
+    def __init__(self, model: StableDiffusion, concept: Concept, wanted: Wanted, seed: int) -> None:
+        gone = {(domain, value) for domain, value in model.info.get("erased_values", ())}
+        kept = tuple(row for row in concept.retain if not gone & set(row.shows))
+        if not kept:
+            raise OptionError("every prompt to retain shows what was erased from this model before: give --retain")
+        self.concept = replace(concept, retain=kept)
+        self.task = text_task(self.concept)
+        self._model, self._wanted, self._seed = model, wanted, seed
+        card = model.info.get("erase", {}).get("material", {})
+        self._material: MaterialSettings = config.build(MaterialSettings, "the material", card, wanted.material)
+        self._material.check()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The concept whole, and where its images come from."""
+        material = asdict(self._material)
+        for key in ("forget_images", "retain_images"):
+            material[key] = str(Path(material[key]).resolve()) if material[key] else None
+        return {
+            "forget": self.concept.name,
+            "concept": self.concept.as_json(),
+            "material": material,
+            "images_hash": self._images_hash,
+            "parts_hash": self._model.parts_hash,
+            "material_seed": self._seed,
+            "data": placed(self._wanted.data),
+            "data_dir": str(Path(self._wanted.data_dir).resolve()) if self._wanted.data_dir else None,
+            "image_size": self._wanted.image_size,
+        }
+
+    @cached_property
+    def _images_hash(self) -> dict[str, str | None]:
+        """SHA-256 of the files in the folders of images that were given."""
+        return {name: _hash_of(getattr(self._material, name)) for name in ("forget_images", "retain_images")}
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Encoded images of all prompts, given or drawn by the model as it was."""
+        return Latents.joined([self.forget_data, self.retain_data])
+
+    @cached_property
+    def forget_data(self) -> Latents:
+        """Those of the prompts to forget, which are not drawn before somebody asks."""
+        return text_material(self._bound, self.concept, self._material, self._seed, "forget")
+
+    @cached_property
+    def retain_data(self) -> Latents:
+        """Those of the prompts to retain."""
+        return text_material(self._bound, self.concept, self._material, self._seed, "retain")
+
+    @cached_property
+    def _bound(self) -> StableDiffusion:
+        """The model as it was, bound to the prompts; the user is told of those that say nothing to it."""
+        if self._model.class_names != self.task.class_names:
+            self.prepare(self._model)
+        warn_without_effect(self._model, self.concept, self.task)
+        return self._model
+
+    def prepare(self, model: Model) -> None:
+        """Bind the prompts."""
+        assert isinstance(model, StableDiffusion)
+        model.bind(self.task.class_names)
+
+    @cached_property
+    def reference(self) -> Dataset:
+        """Real images for distances: those named by --data, or what the model records; empty without any."""
+        spec = self._wanted.data or self._model.info.get("data")
+        if spec is None:
+            return Dataset.nothing()
+        return load_dataset(spec, "train", self._wanted.data_dir, self._wanted.image_size)
+
+    def evidence(
+        self, model: Model, judging: Judging, folder: Path | None, original: Evidence | None = None
+    ) -> Evidence:
+        """Images of the concept's prompts, and what a judge sees in them."""
+        assert isinstance(model, StableDiffusion)
+        if model.conditions is None:
+            self.prepare(model)
+        settings = {**model.sampling, **model.info.get("sampling", {}), **judging.samples.overrides()}
+        if folder is None:
+            key = {"version": DRAWING, "model": model.hash, "parts": model.parts_hash, "prompts": self.task.class_names}
+            folder = cache_folder() / "samples" / fingerprint({**key, "seed": judging.sample_seed, **settings})[:32]
+        assert original is None or isinstance(original, TextEvidence)
+        return TextEvidence(
+            model,
+            self.concept,
+            self.task,
+            self.reference,
+            folder,
+            judge=self.judge(judging),
+            original=original,
+            settings=judging.samples,
+            seed=judging.sample_seed,
+            inception=judging.inception,
+            clip=judging.clip,
+            dinov2=judging.dinov2,
+        )
+
+    def judge(self, judging: Judging) -> Judge | None:
+        """The judge that was named, or the shipped classifier of the model's data; None without either."""
+        wanted = [pair for row in (*self.concept.forget, *self.concept.retain) for pair in row.shows]
+        given = judging.classifier or shipped_classifier(self._model.info.get("data"))
+        if given is None:
+            return None
+        if not wanted:
+            if judging.classifier:
+                tell(f"--classifier {given} is not used: the prompts do not say what they show (the column `shows`)")
+            return None
+        return judge_of(given, wanted, device())
+
+    def look(self, model: Model, judging: Judging) -> Look:
+        """UA and IRA over some 20 images each, in ten denoising steps."""
+        judge = self.judge(judging)
+        if judge is None:
+            raise NotApplicableError(
+                "--probe-every needs a judge: give --classifier, and prompts that say what they show"
+            )
+        single = [row for row in self.concept.retain if len({domain for domain, _ in row.shows}) == len(row.shows)]
+        count = max(1, FEW // len(self.concept.forget))
+        rows = (*self.concept.forget, *(single or self.concept.retain)[:: max(1, len(single) * count // FEW)])
+        settings = SampleSettings(num_images=count, num_inference_steps=10, sample_batch_size=64)
+
+        def look(moving: Model) -> Mapping[str, float]:
+            assert isinstance(moving, StableDiffusion)
+            with shared_folder() as folder:
+                seen = TextEvidence(
+                    moving,
+                    self.concept,
+                    self.task,
+                    self.reference,
+                    folder,
+                    rows=rows,
+                    judge=judge,
+                    settings=settings,
+                    seed=1,
+                )
+                return {
+                    "ua": 100 - 100 * float(seen.correct("forget").mean()),
+                    "ra": 100 * float(seen.correct("retain").mean()),
+                }
+
+        return look
+
+    def check_judge(self, judging: Judging) -> None:
+        """The judge knows what the prompts show; without one it is said that forgetting will not be measured."""
+        if self.judge(judging) is None:
+            tell(
+                "note: nobody is there to judge, so forgetting will be shown in pictures but not measured: give "
+                "--classifier (a model, or clip:ID) and prompts that say what they show (a CSV with the column `shows`)"
+            )
+
+    def mark(self, info: dict[str, Any]) -> None:
+        """A later erasure does not retain prompts that show these values."""
+        gone = {(domain, value) for domain, value in info.get("erased_values", ())}
+        info["erased_values"] = sorted(map(list, gone | self.concept.erased))
+        info["erased_concepts"] = [*info.get("erased_concepts", ()), self.concept.name]
+
+
+def _hash_of(folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in images_in(Path(folder)):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\n" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,86 @@
+"""samples: forget single training samples of a classifier, by id (see `erasure.data.forget_sets`).
+
+The retain set is the rest. What was erased from the model before, samples or classes, is on neither side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from erasure.core.errors import NotApplicableError, OptionError
+from erasure.data.forget_sets import LISTED, forget_ids, hash_of, parts_of, share_of
+from erasure.data.task import Task
+from erasure.erasing.targets.base import Wanted
+from erasure.erasing.targets.classes import Classes
+from erasure.models import Model
+from erasure.models.classifier import Classifier
+
+
+class Samples(Classes):
+    """Single samples of the data set that a classifier was trained on; `ids` (m,) says which."""
+
+    def __init__(self, model: Model, wanted: Wanted, seed: int) -> None:
+        """`seed` draws a random share that names no seed of its own."""
+        spec = wanted.forget
+        assert spec is not None
+        if not isinstance(model, Classifier):
+            raise NotApplicableError(
+                f"--forget {spec} names single samples: a {model.family} model is asked for classes, not for one "
+                "of its training images, so give classes, such as --forget class:3"
+            )
+        super().__init__(model, replace(wanted, forget=None))
+        recipe = model.info.get("recipe") or {}
+        kind, value = parts_of(spec)
+        if kind == "mislabelled":
+            spec, seed = _recorded_share(spec, recipe if self.source.same else {}, model), recipe.get("seed", 0)
+        elif kind == "random":
+            spec = spec if share_of(spec)[1] is not None else f"random:{value}@{seed}"
+        self.ids = forget_ids(spec, self._dataset, seed)
+        if kind == "ids":
+            spec = _listed(self.ids) if LISTED.fullmatch(value) else f"ids:{Path(value).resolve()}"
+        self._wanted = replace(wanted, forget=spec)
+        title = spec.partition("@")[0] if kind != "ids" else f"{len(self.ids)} ids"
+        self.task = Task(self.task.class_names, (), self.task.gone, title=title, samples=True)
+        if not self.kept.any():
+            raise OptionError(f"--forget {wanted.forget} leaves no sample to retain that was not erased before")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The samples, by their spec and the hash of their ids, and where their data is."""
+        return {**super().settings, "forget_ids": {"count": len(self.ids), "sha256": hash_of(self.ids)}}
+
+    @property
+    def forgotten(self) -> np.ndarray:
+        """Which training samples are to be forgotten, (n,) booleans."""
+        chosen = np.zeros(len(self._dataset), dtype=bool)
+        chosen[self.ids] = True
+        return chosen
+
+    def mark(self, info: dict[str, Any]) -> None:
+        """A later erasure does not retain these samples."""
+        spec = self._wanted.forget
+        assert spec is not None
+        if parts_of(spec)[0] == "ids":  # the file may go, the model stays
+            spec = _listed(self.ids)
+        info["erased_samples"] = [*info.get("erased_samples", ()), spec]
+
+
+def _listed(ids: np.ndarray) -> str:
+    return "ids:" + ",".join(map(str, ids))
+
+
+def _recorded_share(spec: str, recipe: dict[str, Any], model: Model) -> str:
+    """`mislabelled` with the share of the model's training; raises OptionError when that is none, or another."""
+    share = recipe.get("mislabel")
+    if not share:
+        raise OptionError(
+            f"--forget {spec}: {model.source} does not record that labels of this data were wrong in its training: "
+            "train it with `erasure train classifier --mislabel 0.1`"
+        )
+    if parts_of(spec)[1] and share_of(spec)[0] != share:
+        raise OptionError(f"--forget {spec}: {model.source} was trained with --mislabel {share:g}, so give that share")
+    return f"mislabelled:{share!r}"

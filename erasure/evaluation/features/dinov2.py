@@ -1,0 +1,57 @@
+"""DINOv2 (Oquab et al., 2023): features of images that were learnt without labels or captions.
+
+They are the space in which Fréchet distances agree best with people (Stein et al., 2023). The network is read from a
+folder or hub id of transformers, such as `facebook/dinov2-large`, the size that they chose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from erasure.core.errors import ModelError
+from erasure.core.files import read_json
+from erasure.evaluation.features.clip import BATCH_SIZE, Reading, hash_of, load_network, local_folder
+
+
+@dataclass(frozen=True)
+class DINOv2:
+    """A Dinov2Model with the way it reads images."""
+
+    network: Any
+    reading: Reading
+    source: str
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the weights and of how images are read."""
+        return hash_of(self.network, self.reading)
+
+
+def load_dinov2(given: str, device: torch.device | str = "cpu") -> DINOv2:
+    """The DINOv2 in a folder or under a hub id; raises ModelError when it is missing, damaged or another model."""
+    from transformers import Dinov2Model
+
+    folder = local_folder(given)
+    config = read_json(folder / "config.json", ModelError) if (folder / "config.json").is_file() else {}
+    if config.get("model_type", "dinov2") != "dinov2":
+        raise ModelError(f"{given} is not a DINOv2: its config.json says {config['model_type']!r}")
+    network = load_network(Dinov2Model, folder)
+    return DINOv2(network.to(torch.device(device)), Reading.of(folder), given)
+
+
+@torch.no_grad()
+def dinov2_features(model: DINOv2, images: np.ndarray) -> np.ndarray:
+    """Features (n, d) of uint8 images (n, h, w, 3): the class token after the last layer norm, float64.
+
+    Images are read as the model's own processor says: those of `facebook` bring the shorter side to 256 and keep the
+    224 x 224 in the middle, where Stein et al. squeeze the whole image to 224 x 224.
+    """
+    parts = []
+    for i in range(0, max(len(images), 1), BATCH_SIZE):
+        pixels = model.reading(images[i : i + BATCH_SIZE], model.network.device)
+        parts.append(model.network(pixel_values=pixels).last_hidden_state[:, 0].cpu())
+    return torch.cat(parts).double().numpy()

@@ -1,0 +1,22 @@
+"""fd_classifier: Fréchet distance to real images of kept classes in a classifier's features (Heusel et al., 2017).
+
+The formula is the FID's, the feature space is not: never compare it with an FID. `n_real` real
+training images stand on the other side; the interval is a delete-a-group jackknife over the drawn ones.
+"""
+
+from __future__ import annotations
+
+from erasure.evaluation.metrics.base import Metric, Score
+from erasure.evaluation.outputs import Evidence
+
+
+class FDClassifier(Metric):
+    """Fréchet distance in the held classifier's pooled features."""
+
+    definition = "fd_classifier/1"
+    higher_is_better = False
+
+    def measure(self, evidence: Evidence) -> Score:
+        """The distance over the retained classes; damage to what should be kept shows here first."""
+        drawn, reference = evidence.features("retain"), evidence.reference_features("retain")
+        return self.frechet(drawn, reference, groups=20, **evidence.counted(reference))

@@ -1,0 +1,29 @@
+"""forget_share: how many samples of an unconditional model show a forgotten class (Fan et al., 2024, without labels).
+
+The original model's value is the base rate; an erased model's should be near zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from erasure.core.errors import NotApplicableError
+from erasure.evaluation.metrics.base import Metric, Score
+from erasure.evaluation.outputs import Evidence
+from erasure.sampling.draw import UNCONDITIONAL
+
+
+class ForgetShare(Metric):
+    """Share of forgotten classes among free samples, in percent."""
+
+    definition = "forget_share/1"
+    higher_is_better = False
+    unit = "%"
+
+    def measure(self, evidence: Evidence) -> Score:
+        """Share of the samples that the held classifier sees as a forgotten class."""
+        if not evidence.task.forget:
+            raise NotApplicableError("no class is named as forgotten: give --forget")
+        if not (evidence.samples.labels == UNCONDITIONAL).all():
+            raise NotApplicableError("forget_share is for unconditional models: this one is measured by ua")
+        return self.share(np.isin(evidence.predicted, evidence.task.forget))

@@ -1,0 +1,290 @@
+"""Evidence on a text-to-image model: images of a concept's prompts, and what a judge sees in them.
+
+A prompt says what it shows as (domain, value) pairs. What is erased are the values that only forget prompts show; every
+other one is kept. A domain that is named twice means two things side by side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from erasure.core.errors import NotApplicableError
+from erasure.core.rng import derive
+from erasure.data import Dataset
+from erasure.data.task import Task
+from erasure.evaluation.classifiers import Judge, Judged
+from erasure.evaluation.features.clip import clip_scores, load_clip
+from erasure.evaluation.outputs import IMAGES_A_ROW, Evidence, Kind, Part, PictureRow, need_network, remembered
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.prompts.concept import Concept, Prompt
+from erasure.prompts.concept_csv import Shows
+from erasure.sampling.draw import IMAGES_A_PROMPT, Item, Samples, SampleSettings, draw_items, path_of
+
+GRID = 12
+UNJUDGED = 8
+
+
+def shown_by(dataset: Dataset) -> list[Shows]:
+    """What each class of a data set shows, as (domain, value) pairs in order."""
+    return [
+        tuple(
+            (aspect.domain or name, aspect.names[aspect.of_class[label]])
+            for name, aspect in dataset.aspects.items()
+            if aspect.names[aspect.of_class[label]] != "none"
+        )
+        for label in range(len(dataset.class_names))
+    ]
+
+
+def unseen_prompts(concept: Concept, dataset: Dataset, count: int, seed: int) -> tuple[Prompt, ...]:
+    """`count` captions of the data set that show what is erased and that the concept's prompts do not hold.
+
+    Half of them, as far as there are enough, show one thing of a domain and half show several; each half is drawn from
+    the seed, a class only again when all others were taken.
+    Raises NotApplicableError for a data set without captions, or without any that is left.
+    """
+    known, erased = set(concept.table()), concept.erased
+    kinds: dict[bool, list[tuple[int, float, str, Shows]]] = {False: [], True: []}
+    generator = torch.Generator().manual_seed(derive(seed, "unseen"))
+    for captions, shows in zip(dataset.captions, shown_by(dataset), strict=bool(dataset.captions)):
+        if erased & set(shows):
+            several = max(Counter(domain for domain, _ in shows).values()) > 1
+            left = [text for text in captions if text not in known]
+            places = sorted(zip(torch.rand(len(left), generator=generator).tolist(), left, strict=True))
+            kinds[several] += [(turn, place, text, shows) for turn, (place, text) in enumerate(places)]
+    alone, beside = sorted(kinds[False]), sorted(kinds[True])
+    if not alone and not beside:
+        raise NotApplicableError(
+            "num_unseen needs data with captions that show what is erased, other than the prompts to forget"
+        )
+    half = min(len(beside), max(count // 2, count - len(alone)))
+    return tuple(Prompt(text, "", shows) for _, _, text, shows in (*alone[: count - half], *beside[:half]))
+
+
+class TextEvidence(Evidence):
+    """One text-to-image model under one concept; `judge` may be missing, and with it what it would tell.
+
+    `rows` are the prompts that are drawn: by default all that say what they show; without a judge a few of each kind.
+    """
+
+    default_metrics = ("ua", "ira", "cra", "composition", "fd_classifier", "paired_distance")
+    model: StableDiffusion
+
+    def __init__(
+        self,
+        model: StableDiffusion,
+        concept: Concept,
+        task: Task,
+        dataset: Dataset,
+        folder: Path,
+        *,
+        rows: tuple[Prompt, ...] | None = None,
+        judge: Judge | None = None,
+        original: TextEvidence | None = None,
+        settings: SampleSettings | None = None,
+        seed: int = 0,
+        inception: str | None = None,
+        clip: str | None = None,
+        dinov2: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            task,
+            dataset,
+            folder,
+            original=original,
+            settings=settings,
+            seed=seed,
+            inception=inception,
+            clip=clip,
+            dinov2=dinov2,
+        )
+        if judge is None:  # nothing will be measured by prompt: a few pictures of each kind are enough
+            rows = (*concept.forget[:UNJUDGED], *concept.retain[:UNJUDGED])
+        self.rows = rows or tuple(row for row in (*concept.forget, *concept.retain) if row.shows)
+        self.count = self.settings.num_images or IMAGES_A_PROMPT
+        self.concept, self._judge = concept, judge
+
+    @property
+    def judge_hash(self) -> str | None:
+        """Hash of the judge, None without one."""
+        return None if self._judge is None else self._judge.hash
+
+    @property
+    def _row_labels(self) -> list[int]:
+        return [self.task.class_names.index(row.text) for row in self.rows]
+
+    @cached_property
+    def samples(self) -> Samples:
+        """`num_images` images of each row; a row's seeds hang on its words alone, so two models draw pairs."""
+        items = [
+            Item(label, derive(self.seed, "sample", row.text, i), path_of(self.model, self.folder, label, i))
+            for row, label in zip(self.rows, self._row_labels, strict=True)
+            for i in range(self.count)
+        ]
+        return draw_items(self.model, items, self.settings)
+
+    @cached_property
+    def _seen(self) -> Judged:
+        if self._judge is None:
+            raise NotApplicableError(
+                "no judge is here to say what images show: give --classifier (a model folder or id, or clip:ID), and "
+                "prompts that say what they show (the column `shows`)"
+            )
+        return self._judge.describe(self.samples.images)
+
+    def chosen(self, part: Part) -> np.ndarray:
+        """Which images were asked for by forget or by retain prompts, (n,) booleans."""
+        forgotten = np.isin(self.samples.labels, self.task.forget)
+        return forgotten if part == "forget" else ~forgotten
+
+    @cached_property
+    def _trials(self) -> list[tuple[int, str, int, str]]:
+        """(row, domain, place, value) for everything that rows show."""
+        found = []
+        for number, row in enumerate(self.rows):
+            places: Counter[str] = Counter()
+            for domain, value in row.shows:
+                found.append((number, domain, places[domain], value))
+                places[domain] += 1
+        return found
+
+    def _hits(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
+        """Whether the judge sees what each trial names, over its row's images, (len(trials) * num_images,)."""
+        count, told = self.count, self._seen.told
+        return np.concatenate(
+            [
+                told[domain][row * count : (row + 1) * count, place] == value
+                for row, domain, place, value in _some(trials)
+            ]
+        )
+
+    def _anywhere(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
+        """The same wherever in the image it is; a value that a row names twice is one trial."""
+        count, told = self.count, self._seen.told
+        named = dict.fromkeys((row, domain, value) for row, domain, _, value in _some(trials))
+        return np.concatenate(
+            [(told[domain][row * count : (row + 1) * count] == value).any(axis=1) for row, domain, value in named]
+        )
+
+    def _is_forget(self, row: int) -> bool:
+        return self._row_labels[row] in self.task.forget
+
+    def correct(self, part: Part) -> np.ndarray:
+        """Forget: whether the erased value is seen, anywhere. Retain: whether kept values of the erased domains are."""
+        erased = self.concept.erased
+        domains = {domain for domain, _ in erased}
+        if part == "forget":
+            return self._anywhere([t for t in self._trials if self._is_forget(t[0]) and (t[1], t[3]) in erased])
+        return self._hits(
+            [t for t in self._trials if not self._is_forget(t[0]) and t[1] in domains and self._single(t)]
+        )
+
+    def across(self) -> np.ndarray:
+        """Whether what lies outside the erased domains is seen, and in forget rows all that was not erased."""
+        erased = self.concept.erased
+        domains = {domain for domain, _ in erased}
+        return self._hits(
+            [
+                t
+                for t in self._trials
+                if (t[1], t[3]) not in erased
+                and self._single(t)
+                and (t[1] not in domains or (self._is_forget(t[0]) and bool(domains & self._erased_in(t[0]))))
+            ]
+        )
+
+    def correct_in(self, kind: Kind) -> np.ndarray:
+        """Hits in the erased domains, across the others, or of compositions as a whole."""
+        return {"domain": lambda: self.correct("retain"), "across": self.across, "together": self.together}[kind]()
+
+    def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
+        """CLIP's score of each image of the part against its prompt, (n,), and the model's name."""
+        need_network("clip", self.clip)
+        assert self.clip is not None
+        clip = load_clip(self.clip, self.model.device)
+        return clip_scores(clip, self.samples.images[self.chosen(part)], self.texts(part)), self.clip
+
+    def _erased_in(self, row: int) -> set[str]:
+        return {domain for domain, value in self.rows[row].shows if (domain, value) in self.concept.erased}
+
+    def _single(self, trial: tuple[int, str, int, str]) -> bool:
+        return max(Counter(domain for domain, _ in self.rows[trial[0]].shows).values()) == 1
+
+    def together(self) -> np.ndarray:
+        """Whether everything that a kept composition shows is seen at once, one boolean an image."""
+        rows = sorted({t[0] for t in self._trials if not self._single(t) and not self._is_forget(t[0])})
+        if not rows:
+            raise NotApplicableError("no kept prompt shows two things of one domain")
+        per_row = [
+            self._hits([t for t in self._trials if t[0] == row]).reshape(-1, self.count).all(axis=0) for row in rows
+        ]
+        return np.concatenate(per_row)
+
+    def features(self, part: Part) -> np.ndarray:
+        """The judge's pooled features of the drawn images, (n, d)."""
+        return self._seen.features[self.chosen(part)]
+
+    def reference(self, part: Part) -> Dataset:
+        """Real images that show what the part's rows show."""
+        if not self.dataset.aspects:
+            raise NotApplicableError(
+                "no real images are here to compare with: give --data, a data set that says what it shows"
+            )
+        forgotten = part == "forget"
+        wanted = {
+            frozenset(Counter(row.shows).items()) for i, row in enumerate(self.rows) if self._is_forget(i) == forgotten
+        }
+        shown = [frozenset(Counter(shows).items()) for shows in shown_by(self.dataset)]
+        return self.dataset.of_classes([label for label, what in enumerate(shown) if what in wanted])
+
+    def reference_features(self, part: Part) -> np.ndarray:
+        """The judge's pooled features of real images, (m, d); taken once, then read from the user's cache."""
+        reference = self.reference(part)
+        if self._judge is None:
+            raise NotApplicableError("no judge is here to give features: give --classifier")
+        judge = self._judge
+        return remembered(reference, judge.hash, lambda images: judge.describe(images).features)
+
+    def texts(self, part: Part) -> list[str]:
+        """The prompt of each image of the part."""
+        return [self.task.class_names[label] for label in self.samples.labels[self.chosen(part)]]
+
+    def picture(self) -> list[PictureRow]:
+        """A grid of two domains (styles down, digits across) where single rows make one; else a row for each prompt."""
+        count = self.count
+        first = {row.shows: self.samples.images[i * count] for i, row in enumerate(self.rows)}
+        pairs = [shows for shows in first if len(shows) == 2 and shows[0][0] != shows[1][0]]
+        across = list(dict.fromkeys(shows[0] for shows in pairs))
+        down = list(dict.fromkeys(shows[1] for shows in pairs))
+        if pairs and len(pairs) == len(across) * len(down) and max(len(across), len(down)) <= GRID:
+            across.sort(key=self._order_of)
+            down.sort(key=self._order_of)
+            erased = self.concept.erased
+            return [PictureRow(d[1], np.stack([first[a, d] for a in across]), d in erased) for d in down]
+        shown = [i for part in (True, False) for i in range(len(self.rows)) if self._is_forget(i) == part][: 2 * GRID]
+        return [
+            PictureRow(
+                self.rows[i].text,
+                self.samples.images[i * count : i * count + min(count, IMAGES_A_ROW)],
+                self._is_forget(i),
+            )
+            for i in shown
+        ]
+
+    def _order_of(self, shown: tuple[str, str]) -> int:
+        """Where the real data lists a value, so that digits stand in their order."""
+        names = [name for aspect in self.dataset.aspects.values() for name in aspect.names]
+        return names.index(shown[1]) if shown[1] in names else len(names)
+
+
+def _some(trials: list[tuple[int, str, int, str]]) -> list[tuple[int, str, int, str]]:
+    """The trials; raises NotApplicableError when there are none."""
+    if not trials:
+        raise NotApplicableError("no prompt shows anything of that kind (the column `shows`)")
+    return trials

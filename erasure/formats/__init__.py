@@ -1,0 +1,1 @@
+"""Files of weights: safetensors, single files, LoRA, deltas. Nothing here knows about models."""

@@ -1,0 +1,1 @@
+"""Methods that edit how cross-attention reads the words of a concept."""

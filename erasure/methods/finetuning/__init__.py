@@ -1,0 +1,1 @@
+"""Methods that train on with a loss over forget and retain data."""

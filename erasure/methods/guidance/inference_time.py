@@ -1,0 +1,82 @@
+"""Steering as a method: it leaves an instruction in the model's `info`, and not one weight changes.
+
+What draws with the model here, obeys: generate, evaluate, audit, benchmark. The saved folder still loads in the stock
+library, which draws unsteered, so this is a reference for what erasing from the weights must beat, and no erasure.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from erasure.core.errors import NotApplicableError, OptionError
+from erasure.data.task import Task
+from erasure.methods.base import Job, Method
+from erasure.models import DiffusionModel, Model
+from erasure.models.flux import Flux
+from erasure.models.guidance import KEY, Steering
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.training.loop import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steered(Method):
+    """A method that changes how a model draws, not what it is.
+
+    A text-to-image model is led away from one text, the names of the concepts joined by commas as in the paper of SLD;
+    a class-conditional one from every class that is to be forgotten.
+    """
+
+    moves: ClassVar[Literal["network", "text encoder", "nothing"]] = "nothing"
+    no_mask: ClassVar[str] = "it changes no weight"
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    text: Annotated[str, "what a text-to-image model is led away from (default: the names of what is forgotten)"] = ""
+
+    @abstractmethod
+    def steering(self, about: dict[str, Any]) -> Steering:
+        """The instruction; `about` is its text or its labels."""
+
+    def check(self, task: Task) -> None:
+        """What is forgotten can be asked for."""
+        if task.samples:
+            raise OptionError("single samples cannot be asked for, so nothing leads away from them: give classes")
+
+    def check_model(self, model: Model) -> None:
+        """It draws what it is asked for, by guidance, and is not steered yet."""
+        name = model.source or "this model"
+        if not isinstance(model, DiffusionModel):
+            raise NotApplicableError(f"{name} is a {model.family}: only what draws images can be steered")
+        if not model.conditional:
+            raise NotApplicableError(f"{name} is unconditional: it is asked for nothing, so nothing leads away from it")
+        if isinstance(model, Flux):
+            raise NotApplicableError(
+                f"{name} was distilled to answer without an empty prompt beside it, so there is no guidance to lead "
+                "away by: erase from its weights"
+            )
+        if self.text and not isinstance(model, StableDiffusion):
+            raise NotApplicableError(f"--text is for text-to-image models: {name} knows classes, leave it out")
+        if not isinstance(model, StableDiffusion) and model.null_label is None:
+            raise NotApplicableError(f"{name} has no null class, and guidance needs one")
+        if KEY in model.info:
+            raise NotApplicableError(f"{name} is steered already: take the model that it was made from")
+
+    def erase(self, model: Model, job: Job) -> Outcome:
+        """Leave the instruction, and bind the prompts again with it."""
+        self.check(job.task)
+        self.check_model(model)
+        began = time.perf_counter()
+        if isinstance(model, StableDiffusion):
+            model.info[KEY] = self.steering({"text": self.text or named(job.task.concept)}).as_json()
+            model.bind(job.task.class_names)
+        else:
+            model.info[KEY] = self.steering({"labels": job.task.forget}).as_json()
+        return Outcome([], time.perf_counter() - began)
+
+
+def named(title: str) -> str:
+    """The concepts of a task's title as words: without the folder of a preset, hyphens as spaces."""
+    parts = [part.rpartition("/")[2].replace("-", " ").replace("_", " ").strip() for part in title.split(",")]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,1 @@
+"""Methods that train the forget data towards other labels: the SalUn family."""

@@ -1,0 +1,15 @@
+"""random_label: SalUn's loss without a mask (Golatkar et al., 2020; the RL row of Fan et al., 2024).
+
+The loss is the one of `salun` and so are the defaults; `--mask` still takes any mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from erasure.methods.relabeling.base import Relabelling
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomLabel(Relabelling):
+    """Random-label unlearning."""

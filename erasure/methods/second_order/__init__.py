@@ -1,0 +1,1 @@
+"""Methods that take one step computed from the curvature of the loss."""

@@ -1,0 +1,58 @@
+"""Put finished runs side by side: one table, one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure.core import plots
+from erasure.core.errors import RunError
+from erasure.core.files import write_text
+from erasure.core.run_dir import read_record
+from erasure.reports.erase_report import COLUMNS, rendered, table, titled
+
+
+def compare_runs(runs: Sequence[str], html: str | Path | None = None) -> dict[str, Any]:
+    """Rows of all runs, their originals first; `html` also writes a page.
+
+    Raises RunError for a folder that is no finished erasure. Originals that were judged alike appear once.
+    """
+    documents = {run: _finished(run) for run in runs}
+    rows: list[dict[str, Any]] = []
+    originals: dict[str, dict[str, Any]] = {}
+    for run, document in documents.items():
+        result, settings = document["result"], document["settings"]
+        name = f"{settings['method']} ({Path(run).name})"
+        rows.append({"name": name, "seed": settings["seed"], **result})
+        if "original" in result:
+            key = f"{settings['model_hash']} {result['original']['metrics']}"
+            originals[key] = {"name": "original", "mask": "", "forget": result["forget"], **result["original"]}
+    every = [*originals.values(), *rows]
+    result = {"rows": every, "original": next(iter(originals.values()), None)}
+    if html is not None:
+        page = rendered(
+            title="Comparison of runs", table=table(every), figures=_figures(every), classes=[], notes=[], facts={}
+        )
+        write_text(Path(html), page)
+        result["html"] = str(html)
+    return result
+
+
+def _finished(run: str) -> dict[str, Any]:
+    document = read_record(Path(run) / "run.json")
+    if document["verb"] != "erase" or document["status"] != "done":
+        raise RunError(f"{run} is not a finished erasure: finish it with its own command first")
+    return document
+
+
+def _figures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One plot a metric: every row's value with its interval, so that a single bad number cannot hide in an average."""
+    figures = []
+    for name, title in COLUMNS.items():
+        scores = {row["name"]: row["metrics"][name] for row in rows if name in row.get("metrics", {})}
+        if scores:
+            points = {key: (score["value"], score["interval"]) for key, score in scores.items()}
+            unit = next(iter(scores.values()))["unit"]
+            figures.append(titled(title, plots.intervals(points, f"{title} {unit}".strip())))
+    return figures

@@ -1,0 +1,1 @@
+"""A score for each weight, and the mask made from the scores."""

@@ -1,0 +1,212 @@
+"""Saliency: one score a weight, from the gradient of the forget loss (Fan et al., 2024, eq. 4).
+
+Gradients are folded into the scores as the backward pass produces them: beside the network there is one tensor of its
+size for the scores, and no list of gradients (unless each batch's is clipped, which needs them all at once).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from erasure.core.errors import DivergedError, OptionError, RunError
+from erasure.core.rng import derive
+from erasure.core.run_dir import is_main
+from erasure.data import Batch, Dataset
+from erasure.formats.safetensors_io import read_tensors, write_tensors
+from erasure.models import Model
+from erasure.models.base import recomputed_activations
+from erasure.saliency.mask import Mask, check_density
+
+ScoreRule = Literal["sum_abs", "abs_sum", "square_sum"]
+
+
+@dataclass(frozen=True)
+class SaliencySettings:
+    """How weights are scored; defaults are the paper's."""
+
+    density: Annotated[float, "share of the weights in the mask"] = 0.5
+    score: Annotated[ScoreRule, "|sum of gradients|, sum of |gradients|, or sum of squares (Fisher)"] = "sum_abs"
+    guidance_scale: Annotated[float, "e(0) + g (e(c) - e(0)) in the loss; the official DDPM code's w = 2 is g = 3"] = (
+        1.0
+    )
+    clip_saliency: Annotated[float, "largest norm of each batch's gradient before it is added, 0 for none"] = 0.0
+    saliency_batch_size: Annotated[int, "forget images a backward pass"] = 128
+
+    def check(self) -> None:
+        """Raise OptionError for a value outside its range."""
+        check_density(self.density)
+        if self.score not in ("sum_abs", "abs_sum", "square_sum"):
+            raise OptionError(f"unknown --score {self.score!r}: expected sum_abs, abs_sum or square_sum")
+        if self.saliency_batch_size < 1:
+            raise OptionError(f"--saliency-batch-size {self.saliency_batch_size} must be at least 1")
+
+
+def saliency_scores(
+    model: Model,
+    forget: Dataset,
+    settings: SaliencySettings,
+    *,
+    seed: int = 0,
+    partial: Path | None = None,
+    fingerprint: str = "",
+    checkpoint_every: int = 10,
+    low_memory: bool = False,
+) -> dict[str, Tensor]:
+    """Scores by tensor name, shaped as the weights: one pass over `forget` in evaluation mode, no optimiser step.
+
+    Each image gets one noise and one timestep (antithetic in its batch). `sum_abs` is |sum over batches of dL/dw| with
+    L the mean loss over the forget set; with `clip_saliency` each batch's own mean is clipped, then added, as the
+    official DDPM code does. `low_memory` recomputes activations and runs the forward pass in bf16. `partial` keeps the
+    sums every `checkpoint_every` batches; a killed pass continues there.
+    Raises DivergedError when the loss is not finite.
+    """
+    settings.check()
+    if checkpoint_every < 1:
+        raise OptionError(f"--checkpoint-every {checkpoint_every} must be at least 1")
+    network = model.network
+    scores = _restored(partial, fingerprint, network)
+    start = int(scores.pop("start", torch.tensor(0)))
+    batches = math.ceil(len(forget) / settings.saliency_batch_size)
+    with _prepared(network, scores, settings) as fold, recomputed_activations(network, None, low_memory):
+        for index in tqdm(
+            range(start, batches), initial=start, total=batches, desc="saliency", disable=None, leave=False
+        ):
+            if partial is not None and index > start and index % checkpoint_every == 0:
+                _keep(partial, fingerprint, scores, index)
+            _backward(model, forget, settings, index, seed, low_memory)
+            fold()
+    if settings.score == "sum_abs":
+        for score in scores.values():
+            score.abs_()
+    return scores
+
+
+def build_mask(
+    kind: str,
+    model: Model,
+    forget: Dataset,
+    scoring: SaliencySettings,
+    seed: int,
+    partial: Path | None = None,
+    fingerprint: str = "",
+    concept: str = "",
+    checkpoint_every: int = 10,
+    low_memory: bool = False,
+) -> Mask:
+    """A mask of `scoring.density`: the salient weights, as many random ones, or the least salient ones (inverted)."""
+    provenance = {"model_hash": model.hash, "concept": concept, "seed": seed, **asdict(scoring)}
+    if kind == "random":
+        like = Mask({name: parameter.detach() for name, parameter in model.network.named_parameters()}, provenance)
+        return Mask.random(like, scoring.density, derive(seed, "mask"))
+    scores = saliency_scores(
+        model,
+        forget,
+        scoring,
+        seed=seed,
+        partial=partial,
+        fingerprint=fingerprint,
+        checkpoint_every=checkpoint_every,
+        low_memory=low_memory,
+    )
+    if kind == "inverted":
+        # The complement of the top part, so that at density 0.5 it is exactly what SalUn holds.
+        return (
+            ~Mask.top(scores, 1 - scoring.density, provenance)
+            if scoring.density < 1
+            else Mask.top(scores, 1, provenance)
+        )
+    return Mask.top(scores, scoring.density, provenance)
+
+
+def _backward(
+    model: Model, forget: Dataset, settings: SaliencySettings, index: int, seed: int, low_memory: bool
+) -> None:
+    """Gradient of one batch's share of the forget loss."""
+    chosen = np.arange(len(forget))[index * settings.saliency_batch_size : (index + 1) * settings.saliency_batch_size]
+    batch = Batch(forget.samples(chosen), torch.from_numpy(forget.labels[chosen]))
+    generator = torch.Generator().manual_seed(derive(seed, "saliency", index))
+    kind = model.device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=low_memory, cache_enabled=False):
+        errors = model.errors(model.examples(batch, generator), settings.guidance_scale)
+    loss = errors.mean() if settings.clip_saliency else errors.sum() / len(forget)
+    if not bool(torch.isfinite(loss)):
+        raise DivergedError(
+            f"the forget loss is {loss.item()} in saliency batch {index}: the model or data is damaged", 0
+        )
+    loss.backward()
+
+
+@contextlib.contextmanager
+def _prepared(
+    network: nn.Module, scores: dict[str, Tensor], settings: SaliencySettings
+) -> Iterator[Callable[[], None]]:
+    """Evaluation mode with gradients on; yields what to call after each backward pass. Everything is put back after."""
+    training = network.training
+    flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    parameters = dict(network.named_parameters())
+    network.eval()
+    hooks = []
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(True)
+        scores.setdefault(name, torch.zeros_like(parameter, memory_format=torch.contiguous_format).detach())
+        if not settings.clip_saliency:
+            hooks.append(parameter.register_post_accumulate_grad_hook(_fold_hook(scores[name], settings.score)))
+
+    def fold() -> None:
+        if settings.clip_saliency:
+            nn.utils.clip_grad_norm_(parameters.values(), settings.clip_saliency)
+            for name, parameter in parameters.items():
+                if parameter.grad is not None:
+                    _fold_hook(scores[name], settings.score)(parameter)
+
+    try:
+        yield fold
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, parameter in parameters.items():
+            parameter.grad = None
+            parameter.requires_grad_(flags[name])
+        network.train(training)
+
+
+def _fold_hook(score: Tensor, rule: ScoreRule) -> Callable[[Tensor], None]:
+    """Adds a parameter's gradient to its score and lets the gradient go."""
+
+    def fold(parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        if rule == "square_sum":
+            score.addcmul_(gradient, gradient)
+        else:
+            score.add_(gradient.abs_() if rule == "abs_sum" else gradient)
+        parameter.grad = None
+
+    return fold
+
+
+def _keep(partial: Path, fingerprint: str, scores: dict[str, Tensor], index: int) -> None:
+    if not is_main():
+        return
+    write_tensors(partial, {**scores, "start": torch.tensor(index)}, {"fingerprint": fingerprint})
+
+
+def _restored(partial: Path | None, fingerprint: str, network: nn.Module) -> dict[str, Tensor]:
+    if partial is None or not partial.is_file():
+        return {}
+    tensors, header = read_tensors(partial)
+    if header.get("fingerprint") != fingerprint:
+        raise RunError(f"{partial} is the unfinished saliency of other settings: remove it, or give another --out")
+    device = next(network.parameters()).device
+    return {name: tensor.to(device) for name, tensor in tensors.items()}

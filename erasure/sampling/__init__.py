@@ -1,0 +1,1 @@
+"""Images drawn from models into folders, resumable."""

@@ -1,0 +1,82 @@
+"""The state of an unfinished training in one safetensors file: network, optimiser, average, step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erasure.core.errors import RunError
+from erasure.formats.safetensors_io import read_tensors, write_tensors
+
+
+def save_state(
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: Sequence[Tensor],
+    buffers: Mapping[str, Tensor],
+    step: int,
+    fingerprint: str,
+) -> None:
+    """Write the state before `step`, atomically; `buffers` stand in for the network's own of those names.
+
+    An optimiser's state may be tensors of any type and shape, and plain numbers.
+    """
+    tensors = {f"network/{name}": tensor for name, tensor in {**network.state_dict(), **buffers}.items()}
+    tensors |= {f"ema/{i}": tensor for i, tensor in enumerate(ema)}
+    for i, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{i}/{key}"] = value
+            elif isinstance(value, int | float):
+                tensors[f"number/{i}/{key}"] = torch.tensor(value, dtype=torch.float64)
+    write_tensors(path, tensors, {"step": str(step), "fingerprint": fingerprint})
+
+
+def load_state(
+    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, ema: Sequence[Tensor], fingerprint: str
+) -> int:
+    """Put a saved state back in place; returns the step to go on with.
+
+    Raises RunError when it was saved by a run with another fingerprint.
+    """
+    tensors, header = read_tensors(path)
+    if header.get("fingerprint") != fingerprint:
+        raise RunError(f"{path} belongs to a run with other settings: give another --out")
+    groups: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}, "number": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        groups[kind][rest] = tensor
+    network.load_state_dict(groups["network"])
+    for i, tensor in groups["ema"].items():
+        ema[int(i)].copy_(tensor)
+    state: dict[int, dict[str, Any]] = {}
+    for kind in ("optimizer", "number"):
+        for name, tensor in groups[kind].items():
+            number, _, key = name.partition("/")
+            state.setdefault(int(number), {})[key] = tensor if kind == "optimizer" else _plain(tensor.item())
+    _fill(optimizer, state)
+    return int(header["step"])
+
+
+def _fill(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
+    """Load `state` by number of parameter, each tensor in the number format it was saved in."""
+    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, saved in state.items():
+        parameter, values = parameters[number], optimizer.state[parameters[number]]
+        for key, value in saved.items():
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape == parameter.shape:  # in the parameter's own layout, channels-last or not
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            elif values[key].dtype != value.dtype:
+                values[key] = value.to(values[key].device)
+
+
+def _plain(number: float) -> int | float:
+    return int(number) if number == int(number) else number

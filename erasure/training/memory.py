@@ -1,0 +1,124 @@
+"""What a training holds in memory, told before it begins.
+
+Counted is what grows with the network. Beside it there are the activations, which grow with the batch (less with
+--gradient-checkpointing or --accumulate), and the gradient of the one tensor that the backward pass is at. Where the
+optimiser moves each tensor within that pass, one tensor's gradient is all there is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from erasure.saliency.mask import Mask
+from erasure.training import masked_parameters
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+FLOAT = 4  # bytes; weights, gradients and an optimiser's state are float32
+BLOCK = 256  # weights that share one scale in an 8-bit state (Dettmers et al., 2022)
+
+
+class Counts(NamedTuple):
+    """How many weights there are, may move, are in tensors that the mask splits, may move there; most in a tensor."""
+
+    num_weights: int
+    num_free: int
+    num_split: int
+    num_split_free: int
+    num_largest: int
+
+
+def count(network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True) -> Counts:
+    """The counts of a network under a mask and a choice of tensors."""
+    free = split = split_free = largest = 0
+    for _, parameter, selected in masked_parameters.free_parts(network, mask, trains):
+        chosen = parameter.numel() if selected is None else int(selected.sum())
+        free, largest = free + chosen, max(largest, chosen)
+        if selected is not None:
+            split += parameter.numel()
+            split_free += chosen
+    return Counts(sum(parameter.numel() for parameter in network.parameters()), free, split, split_free, largest)
+
+
+def estimate(
+    num_weights: int,
+    num_free: int,
+    num_split: int = 0,
+    num_split_free: int = 0,
+    num_largest: int = 0,
+    *,
+    optimizer: str = "adam",
+    momentum: float = 0.9,
+    lean: bool = False,
+    in_backward: bool = False,
+    dense_gradients: bool = False,
+    teacher_bytes: int = 0,
+) -> dict[str, int]:
+    """Bytes by part at the end of a backward pass, on the network's device; parts as `Counts` names them.
+
+    `in_backward`, as LoopSettings says it, leaves the gradient of one tensor. `dense_gradients` (clip_before_mask)
+    stands for a gradient of every weight, the most that a choice of tensors needs.
+    """
+    state = {"sgd": FLOAT if momentum else 0, "adamw8bit": 2 + 2 * FLOAT / BLOCK}.get(optimizer, 2 * FLOAT)
+    gradients = num_largest if in_backward else num_weights if dense_gradients else num_free
+    if lean:
+        mask = -(-num_split // 8)
+    elif num_weights <= masked_parameters.LISTED:
+        mask = 8 * num_split_free
+    else:
+        mask = num_split
+    return {
+        "weights": FLOAT * num_weights,
+        "teacher": teacher_bytes,
+        "gradients": FLOAT * gradients,
+        "optimiser": round(state * num_free),
+        "mask": mask,
+        "compact copies": 0 if lean else FLOAT * num_split_free,
+    }
+
+
+def described(parts: Mapping[str, int]) -> str:
+    """One line: the sum, then each part that is there, in GB (10^9 bytes), or in MB below one GB."""
+    total = sum(parts.values())
+    unit, size = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
+    listed = ", ".join(f"{name} {value / size:.1f}" for name, value in parts.items() if value)
+    return f"estimated memory: {total / size:.1f} {unit} ({listed}), activations aside"
+
+
+@contextmanager
+def measured_peak() -> Iterator[dict[str, int]]:
+    """A dictionary that, after the block, has `peak_memory`: by how many bytes memory rose above where it began.
+
+    On CUDA it is the device's, else the process's resident memory; where the system does not tell, it stays empty.
+    """
+    found: dict[str, int] = {}
+    gc.collect()
+    if torch.cuda.is_available():
+        start = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        yield found
+        found["peak_memory"] = torch.cuda.max_memory_allocated() - start
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that was freed before would be counted as still held
+    try:
+        RESET.write_text("5")  # the peak is taken anew from here (Linux, proc(5))
+        start = _resident("VmRSS")
+    except OSError:
+        yield found
+        return
+    yield found
+    found["peak_memory"] = _resident("VmHWM") - start
+
+
+def _resident(entry: str) -> int:
+    """An entry of the process's status, in bytes."""
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return 1024 * int(lines[entry].split()[0])

@@ -1,0 +1,178 @@
+"""Train a model from nothing: `erasure train ddpm`, `erasure train sd` and `erasure train classifier`.
+
+A killed training resumes with the same bits. It leaves a folder that `erasure` and the stock library load, a model card
+with the command, and pictures of the loss and of samples.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from erasure.core import plots
+from erasure.core.distributed import agreed, device
+from erasure.core.errors import DataError
+from erasure.core.files import write_text
+from erasure.core.rng import derive
+from erasure.core.run_dir import Run, is_main
+from erasure.data import Dataset, load_dataset, placed
+from erasure.data.forget_sets import mislabelled
+from erasure.data.images import grid, to_float, to_uint8, write_png
+from erasure.models import DiffusionModel, Model
+from erasure.models.classifier import Classifier
+from erasure.models.stable_diffusion import StableDiffusion
+from erasure.training.loop import Outcome
+from erasure.training.recipe_stable_diffusion import reconstruction_error
+from erasure.training.recipes import ClassifierRecipe, Recipe
+
+
+def train(
+    recipe: Recipe,
+    data: str,
+    out: str | Path,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train a model of `recipe` on `data` into the folder `out`; returns what the run recorded as its result.
+
+    `limit` keeps the first images only, as even over the classes as the data allows. A killed run continues from its
+    last checkpoint and ends with the same bits. With `resume`, `out` must hold a run to resume.
+    """
+    dataset = load_dataset(data, "train", data_dir, image_size)
+    dataset = dataset.first(limit) if limit else dataset
+    dataset.check()
+    recipe.check(dataset)
+    if isinstance(recipe, ClassifierRecipe):
+        test = load_dataset(data, "test", data_dir, image_size)
+        if test.class_names != dataset.class_names:
+            raise DataError(f"{data}: the test split has other classes than the train split")
+        if recipe.mislabel:
+            dataset, _ = mislabelled(dataset, recipe.mislabel, seed)
+    source = {
+        "data": placed(data),
+        "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
+        "image_size": image_size,
+        "limit": limit,
+    }
+    settings = {"kind": recipe.kind, **source, "data_hash": dataset.hash, "seed": seed, "options": asdict(recipe)}
+    with Run(out, "train", settings, must_exist=resume) as run:
+        run.document = agreed(run.document)
+        if run.done:
+            return run.result
+        model = recipe.new(dataset, seed).to(device())
+        model.info["recipe"] = {**source, "seed": seed, "kind": recipe.kind, **asdict(recipe)}
+        run.update(device=str(model.device), num_weights=sum(p.numel() for p in model.network.parameters()))
+        outcome = recipe.fit(model, dataset, seed, folder=run.folder, fingerprint=run.fingerprint)
+        if recipe.weights_dtype == "float16":
+            _round(model)
+        result = {"seconds": outcome.seconds, "steps": recipe.steps, "loss": _final_loss(outcome), "hash": model.hash}
+        if isinstance(model, Classifier):
+            result["test_accuracy"] = accuracy(model, test)
+        if isinstance(model, StableDiffusion):
+            result["reconstruction_error"] = reconstruction_error(model, dataset.first(500).images)
+        model.info["training"] = result
+        if is_main():
+            _publish(model, outcome, run, dataset, seed)
+            run.finish(result)
+            for checkpoint in run.folder.rglob("checkpoint.safetensors"):
+                checkpoint.unlink()
+        return result
+
+
+def accuracy(model: Classifier, dataset: Dataset) -> float:
+    """Percentage of `dataset` that the classifier labels rightly, in every aspect where it tells several."""
+    logits, _ = model.describe(to_float(dataset.images))
+    right = np.ones(len(dataset), dtype=bool)
+    if not model.aspects:
+        right = logits.argmax(1).numpy() == dataset.labels
+    for name, part in (model.blocks(logits) if model.aspects else {}).items():
+        right &= part.argmax(1).numpy() == np.array(model.aspects[name].of_class)[dataset.labels]
+    return 100.0 * float(right.mean())
+
+
+def _round(model: Model) -> None:
+    """Make what is measured and shown from here on what the half-precision files will hold."""
+    for module in (model.network, *getattr(model, "parts", {}).values()):
+        if isinstance(module, torch.nn.Module):
+            module.half().float()
+
+
+def _final_loss(outcome: Outcome) -> float | None:
+    """Mean loss of the last tenth of the steps."""
+    last = outcome.records[-max(1, len(outcome.records) // 10) :]
+    return float(np.mean([record["loss"] for record in last])) if last else None
+
+
+def _publish(model: Model, outcome: Outcome, run: Run, dataset: Dataset, seed: int) -> None:
+    """Write the model, its card, the loss curve and, for a generator, a grid of samples."""
+    model.save(run.folder / "model")
+    points = [(float(record["step"]), float(record["loss"])) for record in outcome.records]
+    smooth = plots.smoothed(points, max(1, len(points) // 100))
+    plots.write_png(plots.curve({"loss": smooth}, "step", "training loss"), run.folder / "model" / "loss.png")
+    if isinstance(model, DiffusionModel):
+        rows = _sample_rows(model, dataset, seed)
+        write_png(run.folder / "model" / "samples.png", grid(rows, scale=max(1, 48 // rows[0].shape[1])))
+    write_text(run.folder / "model" / "README.md", card(model, run.document))
+
+
+def _sample_rows(model: DiffusionModel, dataset: Dataset, seed: int) -> list[np.ndarray]:
+    """Rows of eight samples of a class (or of none); of a text-to-image model, its captions, ten to a row."""
+    columns = 8
+    if isinstance(model, StableDiffusion):
+        style = dataset.aspects["style"]
+        rows = [np.flatnonzero(np.array(style.of_class) == i) for i in range(len(style.names))]
+        chosen = [label for row in rows for part in (row[:10], row[10::10]) for label in part]
+        model.bind([dataset.captions[label][0] for label in chosen])
+        columns, labels = 10, torch.arange(len(chosen))
+    else:
+        count = len(model.class_names) if model.conditional else 4
+        labels = torch.arange(count).repeat_interleave(columns)
+    images = to_uint8(model.generate(labels, [derive(seed, "grid", i) for i in range(len(labels))]))
+    return [images[i : i + columns] for i in range(0, len(images), columns)]
+
+
+def card(model: Model, document: dict[str, Any]) -> str:
+    """The model card: what it is, how it was made, what it scored."""
+    info, result = model.info, model.info["training"]
+    lines = [
+        f"# {model.family} on {info['data']}",
+        "",
+        f"{document['num_weights']:,} weights, images of {info['image_size']} x {info['image_size']} pixels, "
+        f"{info['channels']} channel(s){_classes(info)}.",
+        "",
+        "Made by",
+        "",
+        f"    {shlex.join(document['command'])}",
+        "",
+        f"with seed {info['recipe']['seed']} on {document['device']}, in {result['seconds']:.0f} s "
+        f"({', '.join(f'{name} {version}' for name, version in document['versions'].items())}).",
+        f"Loss over the last tenth of {result['steps']:,} steps: {result['loss'] or 0:.4f} (`loss.png`).",
+    ]
+    if "test_accuracy" in result:
+        lines.append(f"Accuracy on the test split: {result['test_accuracy']:.2f} %.")
+    if "reconstruction_error" in result:
+        lines.append(
+            f"Squared error of the autoencoder's reconstruction, in [-1, 1]: {result['reconstruction_error']:.5f}."
+        )
+    if model.family == "ddpm":
+        lines.append("One row of `samples.png` is one class.")
+    lines.append("`erasure.json` holds the whole recipe. Licence: Apache-2.0.")
+    return "\n".join(lines) + "\n"
+
+
+def _classes(info: Mapping[str, Any]) -> str:
+    names = info.get("class_names", ())
+    told = [f"{name} ({', '.join(aspect['names'])})" for name, aspect in info.get("aspects", {}).items()]
+    if told:
+        return f", {len(names)} classes told apart by {'; '.join(told)}"
+    return f", classes: {', '.join(names)}" if names else ""
