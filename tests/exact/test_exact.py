@@ -205,7 +205,7 @@ class Killed(BaseException):
 def test_a_request_that_stops_anywhere_is_completed_by_the_next_command(service, data, monkeypatch, after):
     whole = service("sisa", "whole")
     forget(whole, [4, 12])
-    stops = [(service_module, "train_stage"), (service, "write_json"), (HashLog, "append"), (service_module.Service, "sweep")]
+    stops = [(service_module, "train_stage"), (service_module, "write_json"), (HashLog, "append"), (service_module.Service, "sweep")]
     for i, (owner, name) in enumerate(stops):
         for count in itertools.count():
             folder = service("sisa", f"{i}-{count}")
