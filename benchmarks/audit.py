@@ -25,7 +25,7 @@ from erasure.auditing.audit import audit
 from erasure.auditing.detectors import open_detector
 from erasure.auditing.detectors.base import Detector
 from erasure.auditing.protocols import Protocol, load_protocol
-from erasure.auditing.request import Request
+from erasure.auditing.request import AuditRequest
 from erasure.auditing.scoring import Drawn, run_trials
 from erasure.core.distributed import device
 from erasure.models import load_family
@@ -44,9 +44,9 @@ def measure() -> dict[str, float]:
     default = load_protocol(None)
     small = load_family("digits-sd", StableDiffusion)
     rows = [PromptRow(str(i), f"a {word} in ink style") for i, word in enumerate(("three", "seven", "one", "two") * 8)]
-    judge = open_detector("image_classifier", JUDGE)
+    labeler = open_detector("image_classifier", JUDGE)
     drawn = replace(default, num_inference_steps=20, guidance_scale=4.0)
-    found = compared("digits-sd", small, rows, judge, drawn)
+    found = compared("digits-sd", small, rows, labeler, drawn)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         large = sd_networks.whole(WIDTH, SIZE)
@@ -117,7 +117,7 @@ def main(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "prompts.csv"
         table.write_text("prompt\n" + "".join(f'"a three, number {i}"\n' for i in range(count)), encoding="utf-8")
-        request = Request(
+        request = AuditRequest(
             model="digits-sd",
             prompts=load_prompt_set(str(table)),
             protocol=replace(load_protocol(None), num_inference_steps=1, guidance_scale=1.0),

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from erasure.auditing.audit import audit
-from erasure.auditing.request import Request
-from erasure.erasing.erase import Request as Erasure
+from erasure.auditing.request import AuditRequest
+from erasure.erasing.erase import AuditRequest as Erasure
 from erasure.erasing.erase import erase
-from erasure.erasing.targets import Wanted
+from erasure.erasing.targets import TargetSpec
 from erasure.prompts.prompt_set import load_prompt_set
 
 CONCEPTS = ("three", "neon")
@@ -25,9 +25,9 @@ MAX_RATE = 0.05
 
 def audited(concept: str, folder: Path) -> list[dict[str, Any]]:
     """A row for all prompts and one for each kind: single digits, pairs."""
-    wanted = Wanted(concept=f"digits/{concept}")
+    wanted = TargetSpec(concept=f"digits/{concept}")
     erase(Erasure("digits-sd", wanted=wanted, evaluate=False), folder / f"erased-{concept}")
-    request = Request(
+    request = AuditRequest(
         model=str(folder / f"erased-{concept}"),
         base="digits-sd",
         prompts=load_prompt_set(f"audit/{concept}"),

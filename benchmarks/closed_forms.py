@@ -24,7 +24,7 @@ from erasure.data import Dataset
 from erasure.data.task import Task
 from erasure.formats.clip_tokenizer import clip_tokenizer
 from erasure.methods.base import Job
-from erasure.models.prompt_encoding import Conditions, token_ids
+from erasure.models.prompt_encoding import PromptEmbeddings, token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 
 KEPT = 1000  # prompts
@@ -40,7 +40,7 @@ class Reader(StableDiffusion):
     def __init__(self, prompts: list[str], width: int) -> None:
         self.network, self.parts = readers(width), {"tokenizer": clip_tokenizer()}
         ids = token_ids(self.parts["tokenizer"], [*prompts, ""])
-        self.conditions = Conditions((*prompts, ""), encoded(ids, text_width(width)))
+        self.prompt_embeddings = PromptEmbeddings((*prompts, ""), encoded(ids, text_width(width)))
 
 
 def measure() -> dict[str, float]:
@@ -77,9 +77,7 @@ def problem(concepts: int, kept: int, width: int) -> tuple[Reader, Task]:
     drawn = torch.randperm(len(words), generator=torch.Generator().manual_seed(0)).tolist()
     subjects = [words[i] for i in drawn[: 2 * concepts]]
     others = [" ".join(words[drawn[(7 * i + j) % len(drawn)]] for j in range(6)) for i in range(kept)]
-    prompts = [f"a photo of {subject} in a garden" for subject in subjects] + [
-        f"a picture of {text}" for text in others
-    ]
+    prompts = [f"a photo of {target} in a garden" for target in subjects] + [f"a picture of {text}" for text in others]
     task = Task(tuple(prompts), tuple(range(concepts)), anchors=tuple(range(concepts, 2 * concepts)), title="drawn")
     return Reader(prompts, width), task
 

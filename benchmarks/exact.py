@@ -15,7 +15,7 @@ import numpy as np
 
 from erasure.data import Dataset, load_dataset
 from erasure.exact.arcane import Arcane
-from erasure.exact.plan import Plan
+from erasure.exact.plan import ExactPlan
 from erasure.exact.sisa import Sisa
 
 UNITS, SLICES, REQUESTS, SEED = 10, 5, 300, 0
@@ -45,12 +45,12 @@ def measure() -> dict[str, float]:
     return found
 
 
-def cost(plan: Plan, requests: Sequence[Sequence[int]]) -> float:
+def cost(plan: ExactPlan, requests: Sequence[Sequence[int]]) -> float:
     """Samples retrained, as a share of naive retraining; mean over the requests, which add up."""
     return float(np.mean(list(_costs(plan, requests))))
 
 
-def _costs(plan: Plan, requests: Sequence[Sequence[int]]) -> Iterator[float]:
+def _costs(plan: ExactPlan, requests: Sequence[Sequence[int]]) -> Iterator[float]:
     deleted: set[int] = set()
     names = {stage.name for stage in plan.stages(deleted)}
     for ids in requests:
@@ -60,11 +60,11 @@ def _costs(plan: Plan, requests: Sequence[Sequence[int]]) -> Iterator[float]:
         names = {stage.name for stage in stages}
 
 
-def _plans(dataset: Dataset, likely: Sequence[int]) -> dict[str, Plan]:
+def _plans(dataset: Dataset, likely: Sequence[int]) -> dict[str, ExactPlan]:
     sisa, arcane = Sisa(arch="resnet-digits", shards=UNITS, slices=SLICES), Arcane(slices=SLICES)
     return {
-        "SISA": Plan.draw("sisa", sisa, dataset, {}, SEED, likely),
-        "ARCANE": Plan.draw("arcane", arcane, dataset, {}, SEED, likely),
+        "SISA": ExactPlan.draw("sisa", sisa, dataset, {}, SEED, likely),
+        "ARCANE": ExactPlan.draw("arcane", arcane, dataset, {}, SEED, likely),
     }
 
 

@@ -33,7 +33,7 @@ from erasure.core.files import read_json, write_json
 from erasure.data import Batch, Batches, Dataset, load_dataset
 from erasure.data.task import Task
 from erasure.erasing.evaluate import evaluate
-from erasure.erasing.targets import Wanted
+from erasure.erasing.targets import TargetSpec
 from erasure.methods.base import Job
 from erasure.models import Model, load_model
 from erasure.saliency.mask import Mask
@@ -126,7 +126,7 @@ def correct_sd() -> dict[str, Any]:
     """The invariants of a small Stable Diffusion of every part."""
     model, latents = sd_networks.whole(16, 8), sd_networks.latents(8, 16)
     job = job_of(latents, sd_networks.random_mask(model.network))
-    return invariants(model.clone, job, Batches(latents, 8, 0).at(0), lambda m: m.bind(sd_networks.PROMPTS))
+    return invariants(model.clone, job, Batches(latents, 8, 0).at(0), lambda m: m.set_prompts(sd_networks.PROMPTS))
 
 
 def invariants(
@@ -149,9 +149,9 @@ def invariants(
         model.save(Path(scratch) / "model")
         again = ready(load_model(Path(scratch) / "model"))
         # Copies: what is read from a file begins at any byte of memory, where a CPU may add in another order.
-        answers = [m.clone().to(device()).answer(examples.inputs) for m in (model, again)]
+        answers = [m.clone().to(device()).prediction(examples.inputs) for m in (model, again)]
         with torch.autocast(device().type, dtype=torch.bfloat16):
-            rough = model.answer(examples.inputs).float()
+            rough = model.prediction(examples.inputs).float()
     distance = float((rough - answers[0]).norm() / answers[0].norm())
     found = {
         "mask_holds_bit_for_bit": held,
@@ -177,13 +177,13 @@ def _plan(minutes: float, ddpm: DDPMRecipe, classifier: ClassifierRecipe, datase
 
 def _judged(root: Path, data_dir: str, images: int) -> dict[str, Any]:
     """Classifier accuracy and Fréchet distance of the model's samples."""
-    judging = {
+    evaluation = {
         "metrics": ("ra", "fd_classifier"),
         "classifier": str(root / "classifier"),
         "num_images": images,
         "sample_batch_size": 1000,
     }
-    return evaluate(str(root / "ddpm"), Wanted(data="cifar10", data_dir=data_dir), judging)["metrics"]
+    return evaluate(str(root / "ddpm"), TargetSpec(data="cifar10", data_dir=data_dir), evaluation)["metrics"]
 
 
 def _name() -> str:

@@ -30,7 +30,7 @@ from erasure.core.distributed import device
 from erasure.core.files import read_json, write_json
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.saliency.mask import Mask
-from erasure.saliency.scores import SaliencySettings, saliency_scores
+from erasure.saliency.scores import SaliencyConfig, saliency_scores
 
 # Dense bf16 operations a second that the maker states, by a part of the card's name.
 BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12}
@@ -180,7 +180,7 @@ def _ours(plan: Plan, batch: int, options: dict[str, Any], model: StableDiffusio
 def _mask(plan: Plan, batch: int, model: StableDiffusion) -> Found:
     """Scores from four batches, then the selection: ours, and the official one from the same scores."""
     forget = sd_networks.latents(plan.size, 4 * batch).of_classes((0,))
-    scoring = SaliencySettings(saliency_batch_size=batch)
+    scoring = SaliencyConfig(saliency_batch_size=batch)
     saliency_scores(model, forget, scoring)
     scores: dict[str, torch.Tensor] = {}
     found: Found = {"scores_seconds": timed(lambda: scores.update(saliency_scores(model, forget, scoring)))}

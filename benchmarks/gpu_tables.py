@@ -48,11 +48,11 @@ def classification(root: Path, data_dir: str, toy: bool) -> dict[str, Any]:
 def generation(root: Path, data_dir: str, toy: bool) -> dict[str, Any]:
     """The trained DDPM, each class in turn; one class, two methods and few images as a toy."""
     plan = read_plan("cifar10-ddpm")
-    judging = {**plan.judging, "classifier": str(root / "classifier")}
-    plan = replace(plan, model=str(root / "ddpm"), data_dir=data_dir, judging=judging)
+    evaluation = {**plan.evaluation, "classifier": str(root / "classifier")}
+    plan = replace(plan, model=str(root / "ddpm"), data_dir=data_dir, evaluation=evaluation)
     if toy:
         few = {"num_images": 2, "num_inference_steps": 2}
-        plan = replace(plan, judging={**judging, **few}, rows=plan.rows[:2], scenarios=plan.scenarios[:1])
+        plan = replace(plan, evaluation={**evaluation, **few}, rows=plan.rows[:2], scenarios=plan.scenarios[:1])
         plan = plan.shortened(2)
     return carried_out(plan, root / "ddpm-classes")
 

@@ -24,10 +24,10 @@ from erasure.benchmarking.run import benchmark
 from erasure.benchmarking.search import as_toml
 from erasure.core.shipped import shipped
 from erasure.data import Dataset
-from erasure.erasing.targets import Wanted, subject_of
+from erasure.erasing.targets import TargetSpec, target_of
 from erasure.models import load_model
 from erasure.saliency.mask import Mask
-from erasure.saliency.scores import SaliencySettings, saliency_scores
+from erasure.saliency.scores import SaliencyConfig, saliency_scores
 
 PLAN = "digits-sd"
 LOSSES = ("salun", "salun_distilled")
@@ -48,27 +48,27 @@ def main(given: list[str] | None = None) -> int:
     plan = tomllib.loads(Path(arguments.plan).read_text(encoding="utf-8"))
     (name, scenario), *_ = plan["tuning"].items()
     (seed, *_) = plan["tuned_on"]
-    paths = save_masks(plan["model"], Wanted(concept=scenario["concept"]), seed, out)
+    paths = save_masks(plan["model"], TargetSpec(concept=scenario["concept"]), seed, out)
     text = as_plan(plan, name, scenario, seed, paths)
     (out / "plan.toml").write_text(text, encoding="utf-8")
     benchmark(out / "plan.toml", out, steps=arguments.steps)
     return 0
 
 
-def save_masks(source: str, wanted: Wanted, seed: int, out: Path) -> dict[str, Path]:
+def save_masks(source: str, wanted: TargetSpec, seed: int, out: Path) -> dict[str, Path]:
     """The masks as files, by name; those that are there are kept."""
     paths = {name: out / f"{name}.safetensors" for name in ("per layer", "discounted")}
     if not all(path.is_file() for path in paths.values()):
         model = load_model(source)
-        subject = subject_of(model, wanted, seed)
-        for name, mask in masks(model, subject.forget_data, subject.retain_data, seed).items():
+        target = target_of(model, wanted, seed)
+        for name, mask in masks(model, target.forget_data, target.retain_data, seed).items():
             mask.save(paths[name])
     return paths
 
 
 def masks(model: Any, forget: Dataset, retain: Dataset, seed: int) -> dict[str, Mask]:
     """The two masks, each of half of the weights."""
-    settings = SaliencySettings(**GUIDANCE)  # type: ignore[arg-type]
+    settings = SaliencyConfig(**GUIDANCE)  # type: ignore[arg-type]
     gone, kept = (saliency_scores(model, part.first(len(forget)), settings, seed=seed) for part in (forget, retain))
     about = {"model_hash": model.hash, "seed": seed}
     return {
@@ -91,8 +91,8 @@ def discounted(gone: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[s
 
 def as_plan(plan: Mapping[str, Any], name: str, scenario: Mapping[str, Any], seed: int, paths: dict[str, Path]) -> str:
     """A plan of one scenario, whose rows are SalUn's and our loss under each mask."""
-    lines = ['family = "diffusion"', f'model = "{plan["model"]}"', f"seeds = [{seed}]", "[judging]"]
-    lines += [f"{key} = {as_toml(value)}" for key, value in plan["judging"].items()]
+    lines = ['family = "diffusion"', f'model = "{plan["model"]}"', f"seeds = [{seed}]", "[evaluation]"]
+    lines += [f"{key} = {as_toml(value)}" for key, value in plan["evaluation"].items()]
     lines += [f"[scenarios.{name}]", f"title = {as_toml(scenario['title'])}", f'concept = "{scenario["concept"]}"']
     for loss in LOSSES:
         options = {key: value for key, value in plan["methods"][loss].items() if key not in ("masks", "search")}

@@ -63,7 +63,7 @@ class Call(NamedTuple):
 
 def measure(names: tuple[str, ...] = tuple(METHODS), steps: int = STEPS, rounds: int = ROUNDS) -> dict[str, float]:
     """Seconds a step and the ratio to its floor, for each method of `names`."""
-    model = load_family("digits-sd", StableDiffusion).bind(PROMPTS)
+    model = load_family("digits-sd", StableDiffusion).set_prompts(PROMPTS)
     latents = Latents.of(model, sd_networks.images(model.image_shape[1], 2 * BATCH))
     job = Job(TASK, latents.of_classes((0,)), latents.of_classes((2,)))
     found = {}

@@ -20,7 +20,7 @@ import erasure
 from erasure.data import Dataset
 from erasure.data.task import Task
 from erasure.formats.clip_tokenizer import clip_tokenizer
-from erasure.models.prompt_encoding import Conditions
+from erasure.models.prompt_encoding import PromptEmbeddings
 from erasure.models.stable_diffusion import StableDiffusion, noise_scheduler
 from erasure.saliency.mask import Mask
 from erasure.training.latent_cache import Latents
@@ -70,7 +70,7 @@ def whole(width: int, size: int) -> StableDiffusion:
         "text_encoder": CLIPTextModel(CLIPTextConfig(**{**_config("text_encoder"), **text})).eval(),
         "tokenizer": clip_tokenizer(),
     }
-    return _model(width, size, parts).bind(PROMPTS)
+    return _model(width, size, parts).set_prompts(PROMPTS)
 
 
 def denoiser(width: int, size: int) -> StableDiffusion:
@@ -80,7 +80,7 @@ def denoiser(width: int, size: int) -> StableDiffusion:
     stand_in = AutoencoderKL.from_config({**_config("vae"), "block_out_channels": [8] * 4, "norm_num_groups": 8})
     model = _model(width, size, {"vae": stand_in})
     embeddings = torch.randn((len(PROMPTS) + 1, TOKENS, text_width(width)), generator=_generator())
-    model.conditions = Conditions((*PROMPTS, ""), embeddings)
+    model.prompt_embeddings = PromptEmbeddings((*PROMPTS, ""), embeddings)
     return model
 
 

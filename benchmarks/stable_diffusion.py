@@ -58,7 +58,7 @@ STEPS_OF_MEMORY = 2
 def step(model: str = "digits-sd") -> dict[str, float]:
     """Seconds a step and the ratios, for the shipped model and for SD 1's proportions."""
     networks = {
-        model: (load_family(model, StableDiffusion).bind(PROMPTS), SHIPPED),
+        model: (load_family(model, StableDiffusion).set_prompts(PROMPTS), SHIPPED),
         "SD 1 at 1/4 width": (sd_networks.whole(QUARTER_WIDTH, SIZE), QUARTER),
     }
     return {
@@ -108,7 +108,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def job_of(latents: Latents, mask: Mask) -> Job:
-    """What is forgotten and kept of the benchmark's material."""
+    """What is forgotten and kept of the benchmark's training_images."""
     return Job(TASK, latents.of_classes((0,)), latents.of_classes((2,)), mask)
 
 

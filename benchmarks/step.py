@@ -21,7 +21,7 @@ from erasure.data.task import Task
 from erasure.methods.base import Job
 from erasure.models import Examples, load_model
 from erasure.saliency.mask import Mask
-from erasure.saliency.scores import SaliencySettings, build_mask
+from erasure.saliency.scores import SaliencyConfig, build_mask
 
 STEPS, ROUNDS, SIZE = 12, 9, 64
 
@@ -32,7 +32,7 @@ def measure() -> dict[str, float]:
     dataset = load_dataset("digits")
     task = Task.of_classes("3", dataset.class_names)
     forget, retain = dataset.of_classes(task.forget), dataset.of_classes(task.retain)
-    mask = build_mask("saliency", model, forget, SaliencySettings(), 0)
+    mask = build_mask("saliency", model, forget, SaliencyConfig(), 0)
     contenders = {
         "floor": _floor(model.clone(), forget, retain),
         "ours": _ours(model.clone(), Job(task, forget, retain, mask)),

@@ -56,7 +56,7 @@ def pipeline_folder(kind: str) -> Path:
 def _loaded(kind: str) -> StableDiffusion:
     model = load_model(pipeline_folder(kind))
     assert isinstance(model, StableDiffusion)
-    return model.bind(PROMPTS)
+    return model.set_prompts(PROMPTS)
 
 
 def about(kind: str) -> tuple[Dataset, Task]:
@@ -122,7 +122,7 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Outcome:
+class TrainingResult:
     """What a command did: exit code, result on stdout (parsed), and stderr."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -135,23 +135,23 @@ class Outcome:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., TrainingResult]:
     """Run a command in this process."""
 
-    def run(*arguments: object) -> Outcome:
+    def run(*arguments: object) -> TrainingResult:
         capsys.readouterr()
         try:
             code = main([str(part) for part in arguments])
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = capsys.readouterr()
-        return Outcome(code, captured.out, captured.err)
+        return TrainingResult(code, captured.out, captured.err)
 
     return run
 
 
 @pytest.fixture
-def refused(cli: Callable[..., Outcome]) -> Callable[..., str]:
+def refused(cli: Callable[..., TrainingResult]) -> Callable[..., str]:
     """Run a command that must fail with exit 1 and one line on stderr; returns that line."""
 
     def run(*arguments: object) -> str:
@@ -195,6 +195,6 @@ def state_of(model: Model) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.network.state_dict().items()}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.PlannedSample]) -> None:
     """The longest tests first, so that several processes end at the same time."""
     items.sort(key=lambda item: item.get_closest_marker("timeout") is None)

@@ -20,24 +20,24 @@ from erasure.auditing import controls
 from erasure.auditing.controls import image_paths
 from erasure.auditing.detectors import open_detector
 from erasure.auditing.detectors.base import Detector
-from erasure.auditing.image_metrics import AuditEvidence
+from erasure.auditing.image_metrics import AuditOutputs
 from erasure.auditing.report import SHOWN, Thumbnail, write_audit_report
-from erasure.auditing.request import Request, Side, changes, pairs, sides_of
-from erasure.auditing.scoring import Ledger, Read, Trial, kept_path, run_trials
+from erasure.auditing.request import AuditedModel, AuditRequest, changes, pairs, sides_of
+from erasure.auditing.scoring import AuditRecords, PlannedImage, Read, kept_path, run_trials
 from erasure.auditing.tables import Counted, DetectorFacts, tables
 from erasure.auditing.verdict import verdict
 from erasure.core.distributed import agreed, device
 from erasure.core.errors import OptionError, suggestion
-from erasure.core.files import read_json, require_room, write_json
-from erasure.core.logging import tell
-from erasure.core.run_dir import Run, is_main
+from erasure.core.files import read_json, require_disk_space, write_json
+from erasure.core.logging import log_user
+from erasure.core.run_dir import RunDir, is_main
 from erasure.data.images import read_image
 from erasure.evaluation.measure import measured
 
 SHORT = ("verdict", "planned", "generated", "scored", "failed", "refused", "rate")
 
 
-def audit(request: Request, out: str | Path) -> dict[str, Any]:
+def audit(request: AuditRequest, out: str | Path) -> dict[str, Any]:
     """Run or continue an audit in the folder `out`; returns audit.json, which lies there beside report.html.
 
     Raises OptionError for a request that makes no sense, ModelError for a model that does not load whole, RunError when
@@ -57,7 +57,7 @@ def audit(request: Request, out: str | Path) -> dict[str, Any]:
         "detectors": {name: detector.hash for name, detector in detectors.items()},
         "seed": request.seed,
     }
-    with Run(out, "audit", settings) as run:
+    with RunDir(out, "audit", settings) as run:
         run.document = agreed(run.document)
         if request.keep_images:
             run.update(keep_images=True)
@@ -67,7 +67,7 @@ def audit(request: Request, out: str | Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
         if is_main():
             counts = tables(
-                Ledger(run.folder, "model"),
+                AuditRecords(run.folder, "model"),
                 _shared(run, sides),
                 sides["model"].rows,
                 facts,
@@ -95,15 +95,15 @@ def audit(request: Request, out: str | Path) -> dict[str, Any]:
         return agreed(result)
 
 
-def _shared(run: Run, sides: Mapping[str, Side]) -> Iterator[dict[str, Any]] | None:
+def _shared(run: RunDir, sides: Mapping[str, AuditedModel]) -> Iterator[dict[str, Any]] | None:
     """The base's records of rows that the model has too: a folder of images may hold others."""
     if "base" not in sides:
         return None
     known = {row.id for row in sides["model"].rows}
-    return (record for record in Ledger(run.folder, "base") if record["row"] in known)
+    return (record for record in AuditRecords(run.folder, "base") if record["row"] in known)
 
 
-def _write(run: Run, result: dict[str, Any], side: Side, concept: Counted, classes: Sequence[str]) -> None:
+def _write(run: RunDir, result: dict[str, Any], side: AuditedModel, concept: Counted, classes: Sequence[str]) -> None:
     """audit.json and report.html; images go unless some call asked to keep them."""
     kept = bool(run.document.get("keep_images"))
     write_json(run.folder / "audit.json", result)
@@ -113,7 +113,7 @@ def _write(run: Run, result: dict[str, Any], side: Side, concept: Counted, class
         shutil.rmtree(run.folder / "images", ignore_errors=True)
 
 
-def counted(request: Request, detectors: Mapping[str, Detector]) -> Counted:
+def counted(request: AuditRequest, detectors: Mapping[str, Detector]) -> Counted:
     """What is an occurrence: the classes and threshold that were given, or the protocol's of the first detector.
 
     Raises OptionError for a class that it does not have, and when it has none of its own and none is given.
@@ -137,12 +137,12 @@ def counted(request: Request, detectors: Mapping[str, Detector]) -> Counted:
     return Counted(name, chosen, threshold, others)
 
 
-def _threshold(request: Request, detector: Detector) -> float:
+def _threshold(request: AuditRequest, detector: Detector) -> float:
     own = request.protocol.threshold_of(detector.name())
     return detector.threshold if own is None else own
 
 
-def _facts(request: Request, detectors: Mapping[str, Detector], concept: Counted) -> dict[str, DetectorFacts]:
+def _facts(request: AuditRequest, detectors: Mapping[str, Detector], concept: Counted) -> dict[str, DetectorFacts]:
     """What the tables know of each detector; what counts is the first one's core."""
     core = {name: detector.core for name, detector in detectors.items()}
     if request.classes:
@@ -156,7 +156,7 @@ def _facts(request: Request, detectors: Mapping[str, Detector], concept: Counted
 
 
 def _controls(
-    request: Request, deciding: Mapping[str, Detector], facts: Mapping[str, DetectorFacts]
+    request: AuditRequest, deciding: Mapping[str, Detector], facts: Mapping[str, DetectorFacts]
 ) -> list[dict[str, Any]]:
     """The controls of every detector that decides, as far as they need no model; first, for they are quick."""
     shown = Path(request.positive_control) if request.positive_control else None
@@ -169,7 +169,7 @@ def _controls(
         found += [{**control, "detector": name} for control in both]
     for control in found:
         if not control["passed"]:
-            tell(f"warning: the {control['name']} control failed ({control['what']}): no verdict will rest on this")
+            log_user(f"warning: the {control['name']} control failed ({control['what']}): no verdict will rest on this")
     return found
 
 
@@ -186,13 +186,17 @@ def _with_base(checked: list[dict[str, Any]], counts: Mapping[str, Any], main: s
     return [*checked, {**controls.absent(), "detector": main}]
 
 
-def _made(run: Run, sides: Mapping[str, Side], detectors: Mapping[str, Detector], keep: bool) -> dict[str, Any]:
+def _made(
+    run: RunDir, sides: Mapping[str, AuditedModel], detectors: Mapping[str, Detector], keep: bool
+) -> dict[str, Any]:
     """Make and judge what is missing of every side; returns with what, and how fast."""
     for name, side in sides.items():
         folder = run.folder / "images" / name
         if keep:
             pixels = math.prod(side.model.image_shape) if side.model else 0
-            require_room(run.folder, pixels * len(side.source.trials), "keeping the images", "leave --keep-images out")
+            require_disk_space(
+                run.folder, pixels * len(side.source.trials), "keeping the images", "leave --keep-images out"
+            )
         if side.model is not None:
             side.model.to(device())
         began = time.perf_counter()
@@ -215,7 +219,7 @@ SCHEMA = 1
 
 
 def answer(
-    request: Request, counts: Mapping[str, Any], checked: Sequence[Mapping[str, Any]], concept: Counted
+    request: AuditRequest, counts: Mapping[str, Any], checked: Sequence[Mapping[str, Any]], concept: Counted
 ) -> dict[str, Any]:
     """What stands at the top of audit.json."""
     place = f"protocol {request.protocol.name}, prompts {request.prompts.name}" if request.prompts is not None else None
@@ -238,8 +242,8 @@ def answer(
 
 
 def named(
-    request: Request,
-    sides: Mapping[str, Side],
+    request: AuditRequest,
+    sides: Mapping[str, AuditedModel],
     detectors: Mapping[str, Detector],
     concept: Counted,
     of_base: Mapping[str, Any],
@@ -268,7 +272,9 @@ def named(
     }
 
 
-def metrics(request: Request, run: Run, sides: Mapping[str, Side]) -> tuple[dict[str, Any], dict[str, Any]]:
+def metrics(
+    request: AuditRequest, run: RunDir, sides: Mapping[str, AuditedModel]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """`metrics` and `not_measured` on the same images, and those metrics of the base that need no other model.
 
     What an earlier call measured stays; what is asked for when the images are gone is not measured.
@@ -283,23 +289,25 @@ def metrics(request: Request, run: Run, sides: Mapping[str, Side]) -> tuple[dict
     images = {name: [_path(run, side, name, trial) for trial in trials] for name, side in sides.items()}
     if not all(path.is_file() for paths in images.values() for path in paths):
         why = "the images of an earlier call were not kept: audit into another --out"
-        gone = dict.fromkeys(set(request.judging.metrics or AuditEvidence.default_metrics) - set(kept["metrics"]), why)
+        gone = dict.fromkeys(
+            set(request.evaluation.metrics or AuditOutputs.default_metrics) - set(kept["metrics"]), why
+        )
         return {"metrics": kept["metrics"], "not_measured": gone}, of_base
     real = image_paths(Path(request.reference)) if request.reference else []
     prompts = {row.id: row.prompt for row in sides["model"].rows}
-    names = {name: getattr(request.judging, name) for name in ("clip", "inception", "dinov2", "classifier")}
+    names = {name: getattr(request.evaluation, name) for name in ("clip", "inception", "dinov2", "classifier")}
 
-    def evidence(side: str, reference: Sequence[Path], paired: bool) -> AuditEvidence:
+    def evidence(side: str, reference: Sequence[Path], paired: bool) -> AuditOutputs:
         asked = [prompts[trial.row] for trial in trials]
-        return AuditEvidence(images[side], asked, reference, paired=paired, **names)
+        return AuditOutputs(images[side], asked, reference, paired=paired, **names)
 
     paired = not real and pairs(sides)
-    found = measured(evidence("model", real or images.get("base", []), paired), request.judging.metrics)
+    found = measured(evidence("model", real or images.get("base", []), paired), request.evaluation.metrics)
     base = measured(evidence("base", real, False), ())["metrics"] if "base" in images else {}
     return {key: found[key] for key in ("metrics", "not_measured")}, base
 
 
-def thumbnails(run: Run, side: Side, concept: Counted, classes: Sequence[str]) -> list[Thumbnail]:
+def thumbnails(run: RunDir, side: AuditedModel, concept: Counted, classes: Sequence[str]) -> list[Thumbnail]:
     """The kept images with the largest scores for the concept; the report shows them pixelated."""
     if isinstance(side.source, Read):
         return []
@@ -307,7 +315,7 @@ def thumbnails(run: Run, side: Side, concept: Counted, classes: Sequence[str]) -
     trials = {trial.key: trial for trial in side.source.trials}
     scored = [
         (max(record["scores"][concept.detector][column] for column in columns), record["row"], record["image"])
-        for record in Ledger(run.folder, "model")
+        for record in AuditRecords(run.folder, "model")
         if "scores" in record
     ]
     prompts = {row.id: row.prompt for row in side.rows}
@@ -320,16 +328,19 @@ def thumbnails(run: Run, side: Side, concept: Counted, classes: Sequence[str]) -
     return found
 
 
-def _scored(run: Run, sides: Mapping[str, Side]) -> list[Trial]:
+def _scored(run: RunDir, sides: Mapping[str, AuditedModel]) -> list[PlannedImage]:
     """The model's trials that were scored, on both sides if the two are paired."""
     names = list(sides) if pairs(sides) else ["model"]
     failed = {
-        (record["row"], record["image"]) for name in names for record in Ledger(run.folder, name) if "failed" in record
+        (record["row"], record["image"])
+        for name in names
+        for record in AuditRecords(run.folder, name)
+        if "failed" in record
     }
     shared = set.intersection(*({trial.key for trial in sides[name].source.trials} for name in names))
     return [trial for trial in sides["model"].source.trials if trial.key in shared - failed]
 
 
-def _path(run: Run, side: Side, name: str, trial: Trial) -> Path:
+def _path(run: RunDir, side: AuditedModel, name: str, trial: PlannedImage) -> Path:
     source = side.source
     return source.folder / trial.row if isinstance(source, Read) else kept_path(run.folder / "images" / name, trial)

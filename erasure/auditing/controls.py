@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from erasure.auditing.detectors.base import Detector
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data.images import image_paths, read_image
 
 SIDE = 320
@@ -49,7 +49,7 @@ def negative(detector: Detector, classes: Sequence[str], threshold: float, folde
     if folder is not None:
         images = images_of(folder)
         return _control(detector, "negative", f"the images of {folder.name}", images, classes, threshold, wanted=False)
-    generator = np.random.default_rng(derive(0, "negative control"))
+    generator = np.random.default_rng(derive_seed(0, "negative control"))
     images = [generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(NOISE)]
     images += [np.full((SIDE, SIDE, 3), grey, np.uint8) for grey in GREYS]
     found = _control(detector, "negative", "plain noise and flat images", images, classes, threshold, wanted=False)

@@ -21,12 +21,12 @@ from erasure.core.errors import DataError, NotApplicableError
 from erasure.data import Dataset
 from erasure.data.images import read_image
 from erasure.data.task import Task
-from erasure.evaluation.classifiers import Judge, judge_of
+from erasure.evaluation.classifiers import ImageLabeler, open_labeler
 from erasure.evaluation.distances import need_two
 from erasure.evaluation.features.clip import BATCH_SIZE, clip_text_scores, load_clip
-from erasure.evaluation.outputs import Embed, Evidence, Pair, Part, PictureRow, Space, embedding, need_network
+from erasure.evaluation.outputs import Embedder, ModelOutputs, Pair, Part, PictureRow, Space, embedding, need_network
 from erasure.models.classifier import Classifier
-from erasure.sampling.draw import Samples
+from erasure.sampling.draw import LabeledImages
 
 SPACES = ("classifier", "clip", "dinov2")  # where pairs are compared: in the first whose network was named
 PIXELS = 1 << 23  # of a batch: 32 images of 512 x 512, or one photograph
@@ -34,7 +34,7 @@ THREADS = 4  # decode a batch: a PNG takes ten times as long as a small network 
 CLASSLESS = "an audit's images belong to no class"
 
 
-class AuditEvidence(Evidence):
+class AuditOutputs(ModelOutputs):
     """Image `paths` of one model, made from `prompts` (the same length), and `reference` images to compare them with.
 
     `paired` says that reference image i is the base model's from the seed of image i; else they are others in any
@@ -64,24 +64,24 @@ class AuditEvidence(Evidence):
         self.inception, self.clip, self.dinov2, self.classifier = inception, clip, dinov2, classifier
         self.task, self.original, self._place = Task((), ()), None, device()
         self.compared_with = "base" if paired else "reference"
-        self._embeddings: dict[str, Embed] = {}
+        self._embeddings: dict[str, Embedder] = {}
         self._told: dict[tuple[str, bool], np.ndarray] = {}
 
     @cached_property
-    def _judge(self) -> Judge:
+    def _labeler(self) -> ImageLabeler:
         if self.classifier is None:
             raise NotApplicableError("no classifier was named: give --classifier, a model folder or a hub id")
-        return judge_of(self.classifier, (), self._place)
+        return open_labeler(self.classifier, (), self._place)
 
     @property
-    def judge(self) -> Classifier:
+    def labeler(self) -> Classifier:
         """Who would say which class an image shows: nobody."""
         raise NotApplicableError(CLASSLESS)
 
     @property
-    def judge_hash(self) -> str | None:
+    def labeler_hash(self) -> str | None:
         """Hash of the classifier, None without one."""
-        return None if self.classifier is None else self._judge.hash
+        return None if self.classifier is None else self._labeler.hash
 
     @property
     def has_classes(self) -> bool:
@@ -89,7 +89,7 @@ class AuditEvidence(Evidence):
         return False
 
     @property
-    def samples(self) -> Samples:
+    def samples(self) -> LabeledImages:
         """Never whole: images are read in batches."""
         raise NotApplicableError(CLASSLESS)
 
@@ -154,11 +154,11 @@ class AuditEvidence(Evidence):
             self._told[space, other] = np.concatenate([look(images) for images in batches(paths)])
         return self._told[space, other]
 
-    def _embedding(self, space: str) -> Embed:
+    def _embedding(self, space: str) -> Embedder:
         if space not in self._embeddings:
             if space == "classifier":
-                judge = self._judge
-                self._embeddings[space] = lambda images: judge.describe(images).features
+                labeler = self._labeler
+                self._embeddings[space] = lambda images: labeler.describe(images).features
             else:
                 self._embeddings[space] = embedding(cast(Space, space), getattr(self, space), self._place).look
         return self._embeddings[space]

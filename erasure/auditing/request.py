@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from erasure.auditing.protocols import Protocol, load_protocol
-from erasure.auditing.scoring import Drawn, Read, Source
+from erasure.auditing.scoring import Drawn, ImageSource, Read
 from erasure.auditing.verdict import check_limit
 from erasure.core.errors import DataError, ModelError, OptionError
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.provenance import name_of
-from erasure.evaluation.settings import Judging
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.exporting.components import change, in_folder
 from erasure.models import load_family, located
 from erasure.models.prompt_encoding import never_told
@@ -28,7 +28,7 @@ NAMED = 200  # changed tensors that are listed
 
 
 @dataclass(frozen=True)
-class Request:
+class AuditRequest:
     """What is audited, on what, by whom, and against which limit.
 
     Either a `model` with `prompts`, or a folder of `images`; `base` is of the same kind. The first detector decides,
@@ -46,7 +46,7 @@ class Request:
     max_rate: float | None = None
     positive_control: str | None = None
     negative_control: str | None = None
-    judging: Judging = field(default_factory=Judging)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     reference: str | None = None
     keep_images: bool = False
     seed: int = 0
@@ -63,26 +63,26 @@ class Request:
         check_limit(self.max_rate)
         if not self.detectors:
             raise OptionError("--detector names none: see `erasure list detectors`")
-        self.judging.check()
+        self.evaluation.check()
 
     @property
     def measures(self) -> bool:
         """Whether anything but detectors looks at the images."""
-        named = (self.judging.clip, self.judging.inception, self.judging.dinov2, self.judging.classifier)
-        return bool(self.judging.metrics) or any(named)
+        named = (self.evaluation.clip, self.evaluation.inception, self.evaluation.dinov2, self.evaluation.classifier)
+        return bool(self.evaluation.metrics) or any(named)
 
 
 @dataclass(frozen=True)
-class Side:
+class AuditedModel:
     """Where the images come from, the rows they belong to, what identifies it, and the model if there is one."""
 
-    source: Source
+    source: ImageSource
     rows: Sequence[PromptRow]
     settings: Mapping[str, Any]
     model: StableDiffusion | None = None
 
 
-def sides_of(request: Request) -> tuple[dict[str, Side], list[str]]:
+def sides_of(request: AuditRequest) -> tuple[dict[str, AuditedModel], list[str]]:
     """The sides "model" and, if asked for, "base", and the ids of the rows that the guard refused.
 
     Raises DataError when it refused all, ModelError for a model that does not load whole.
@@ -95,7 +95,9 @@ def sides_of(request: Request) -> tuple[dict[str, Side], list[str]]:
     if not rows:
         raise DataError(f"the guard refused all {len(refused)} prompts: none is left to draw")
     if refused:
-        tell(f"refused to draw {len(refused)} of {len(prompts.rows)} prompts (the guard): {', '.join(refused[:10])}")
+        log_user(
+            f"refused to draw {len(refused)} of {len(prompts.rows)} prompts (the guard): {', '.join(refused[:10])}"
+        )
     never_told([row.prompt for row in rows])  # prompts of an audit stand in no log, whoever encodes them
     given = {"model": request.model, "base": request.base}
     models = {name: load_family(where, StableDiffusion) for name, where in given.items() if where is not None}
@@ -114,7 +116,7 @@ def sides_of(request: Request) -> tuple[dict[str, Side], list[str]]:
             "size": list(model.image_shape[1:]),
         }
         source = Drawn(model, rows, request.protocol, request.seed, request.batch_size, usual)
-        found[name] = Side(source, rows, {**settings, "usual": source.usual}, model)
+        found[name] = AuditedModel(source, rows, {**settings, "usual": source.usual}, model)
     return found, refused
 
 
@@ -130,7 +132,7 @@ def _check_windows(model: StableDiffusion, where: str) -> None:
             )
 
 
-def _read_sides(given: str, base: str | None) -> dict[str, Side]:
+def _read_sides(given: str, base: str | None) -> dict[str, AuditedModel]:
     """Two folders of images; images of the same name are pairs."""
     found = {}
     for name, where in (("model", given), ("base", base)):
@@ -143,7 +145,7 @@ def _read_sides(given: str, base: str | None) -> dict[str, Side]:
             "path": str(Path(where).resolve()),
             "hash": hashlib.sha256(listing.encode()).hexdigest(),
         }
-        found[name] = Side(source, [PromptRow(id=trial.row, prompt="") for trial in source.trials], settings)
+        found[name] = AuditedModel(source, [PromptRow(id=trial.row, prompt="") for trial in source.trials], settings)
     return found
 
 
@@ -152,7 +154,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def pairs(sides: Mapping[str, Side]) -> bool:
+def pairs(sides: Mapping[str, AuditedModel]) -> bool:
     """Whether the base's images are pairs of the model's: images of one size from the same seeds, or the same names."""
     if "base" not in sides:
         return False
@@ -162,7 +164,7 @@ def pairs(sides: Mapping[str, Side]) -> bool:
     return True
 
 
-def changes(sides: Mapping[str, Side]) -> dict[str, Any] | None:
+def changes(sides: Mapping[str, AuditedModel]) -> dict[str, Any] | None:
     """Which tensors differ from the base's, those that changed most first, and by how much.
 
     `relative_change` is the norm of all differences over the norm of the base's weights. None without a base, or when

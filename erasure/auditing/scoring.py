@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from erasure.auditing.detectors.base import Detector, Found
+from erasure.auditing.detectors.base import Detection, Detector
 from erasure.auditing.protocols import Protocol
 from erasure.core.distributed import world
 from erasure.core.errors import DataError
 from erasure.core.files import atomic_path
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, read_log
 from erasure.data.images import image_paths, read_image, to_uint8, write_png
 from erasure.models.stable_diffusion import StableDiffusion
@@ -34,7 +34,7 @@ from erasure.prompts.prompt_table import PromptRow
 from erasure.sampling.draw import DRAWN_AT_ONCE
 
 
-class Ledger:
+class AuditRecords:
     """The records of one side: a part for each process while it runs, `<name>.jsonl` in order when it is done."""
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -78,7 +78,7 @@ READ_AT_ONCE = 16
 DIGITS = 6  # of a raw score that are kept; the networks are float32
 
 
-class Trial(NamedTuple):
+class PlannedImage(NamedTuple):
     """One planned image: image `image` of prompt `row`."""
 
     row: str
@@ -94,21 +94,21 @@ class Trial(NamedTuple):
         return self.row, self.image
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """Where the images of an audit come from: `trials` in the order of the result, and the batches they are made in.
 
     Neither changes while an audit is resumed.
     """
 
-    trials: list[Trial]
-    batches: list[list[Trial]]
+    trials: list[PlannedImage]
+    batches: list[list[PlannedImage]]
 
     @abstractmethod
-    def images(self, batch: Sequence[Trial]) -> list[np.ndarray | str]:
+    def images(self, batch: Sequence[PlannedImage]) -> list[np.ndarray | str]:
         """An RGB image uint8 (h, w, 3) for each trial, or why there is none."""
 
 
-class Drawn(Source):
+class Drawn(ImageSource):
     """Images that `model` draws for `rows` under `protocol`; rows of one guidance and size share batches."""
 
     def __init__(
@@ -128,17 +128,17 @@ class Drawn(Source):
         self.usual = {**type(model).sampling, **(usual or {})}
         self.batches = []
         self.trials = [trial for row in rows for trial in _planned(row, protocol, seed)]
-        alike: dict[tuple[float | None, tuple[int, int] | None], list[Trial]] = {}
+        alike: dict[tuple[float | None, tuple[int, int] | None], list[PlannedImage]] = {}
         for trial in self.trials:
             alike.setdefault((trial.guidance_scale, trial.size), []).append(trial)
         for (_, size), part in alike.items():
             at_once = batch_size or max(1, min(128, DRAWN_AT_ONCE // math.prod(model.shape_of(size))))
             self.batches += [part[i : i + at_once] for i in range(0, len(part), at_once)]
 
-    def images(self, batch: Sequence[Trial]) -> list[np.ndarray | str]:
+    def images(self, batch: Sequence[PlannedImage]) -> list[np.ndarray | str]:
         """Drawn images; one that is not finite, or of a single colour, shows nothing that could be judged."""
         prompts = [trial.prompt for trial in batch]
-        self.model.bind(prompts)
+        self.model.set_prompts(prompts)
         protocol, first = self.protocol, batch[0]
         settings = {
             "sampler": protocol.sampler,
@@ -151,16 +151,16 @@ class Drawn(Source):
         return [_judgeable(image) for image in drawn]
 
 
-class Read(Source):
+class Read(ImageSource):
     """The images of a folder, subfolders too; a trial's row is its path in the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         files = image_paths(folder, every=True)
-        self.trials = [Trial(path.relative_to(folder).as_posix(), 0) for path in files]
+        self.trials = [PlannedImage(path.relative_to(folder).as_posix(), 0) for path in files]
         self.batches = [self.trials[i : i + READ_AT_ONCE] for i in range(0, len(files), READ_AT_ONCE)]
 
-    def images(self, batch: Sequence[Trial]) -> list[np.ndarray | str]:
+    def images(self, batch: Sequence[PlannedImage]) -> list[np.ndarray | str]:
         """The decoded files."""
         found: list[np.ndarray | str] = []
         for trial in batch:
@@ -171,7 +171,7 @@ class Read(Source):
         return found
 
 
-def _planned(row: PromptRow, protocol: Protocol, seed: int) -> Iterator[Trial]:
+def _planned(row: PromptRow, protocol: Protocol, seed: int) -> Iterator[PlannedImage]:
     """The trials of one row."""
     guidance = row.guidance_scale if protocol.guidance_scale == "row" else protocol.guidance_scale
     height = row.height if protocol.height == "row" else protocol.height
@@ -179,10 +179,10 @@ def _planned(row: PromptRow, protocol: Protocol, seed: int) -> Iterator[Trial]:
     size = (int(height), int(width)) if height and width else None
     for i in range(protocol.images_per_prompt):
         if protocol.seed == "row":
-            own = derive(seed, "audit", row.id, i) if row.seed is None else row.seed + i
+            own = derive_seed(seed, "audit", row.id, i) if row.seed is None else row.seed + i
         else:
-            own = derive(int(protocol.seed), "audit", row.id, i)
-        yield Trial(row.id, i, own, row.prompt, None if guidance is None else float(guidance), size)
+            own = derive_seed(int(protocol.seed), "audit", row.id, i)
+        yield PlannedImage(row.id, i, own, row.prompt, None if guidance is None else float(guidance), size)
 
 
 def _judgeable(image: torch.Tensor) -> np.ndarray | str:
@@ -217,7 +217,7 @@ def examined(detectors: Mapping[str, Detector], images: Sequence[np.ndarray | st
     return records
 
 
-def _found(detector: Detector, images: Sequence[np.ndarray]) -> list[Found | str]:
+def _found(detector: Detector, images: Sequence[np.ndarray]) -> list[Detection | str]:
     """What is found in each image; where a whole batch fails, its images are tried one by one."""
     if not images:
         return []
@@ -234,7 +234,7 @@ def _short(value: float) -> float:
 
 
 def run_trials(
-    source: Source,
+    source: ImageSource,
     detectors: Mapping[str, Detector],
     folder: Path,
     name: str,
@@ -246,7 +246,7 @@ def run_trials(
     source's trials; images in `keep` if wanted.
     """
     state = world()
-    ledger = Ledger(folder, name)
+    ledger = AuditRecords(folder, name)
     known = ledger.keys()
     own = read_log(ledger.part(state.process_index))
     state.wait_for_everyone()  # nobody writes before all have read
@@ -266,15 +266,15 @@ def run_trials(
 
 
 def _work(
-    source: Source,
+    source: ImageSource,
     detectors: Mapping[str, Detector],
-    batches: Sequence[Sequence[Trial]],
+    batches: Sequence[Sequence[PlannedImage]],
     known: set[tuple[str, int]],
     log: Log,
     name: str,
     keep: Path | None,
 ) -> None:
-    def judge(batch: Sequence[Trial], images: Sequence[np.ndarray | str]) -> None:
+    def labeler(batch: Sequence[PlannedImage], images: Sequence[np.ndarray | str]) -> None:
         new = [(trial, image) for trial, image in zip(batch, images, strict=True) if trial.key not in known]
         for (trial, image), record in zip(new, examined(detectors, [image for _, image in new]), strict=True):
             if keep is not None and not isinstance(image, str):
@@ -289,13 +289,13 @@ def _work(
             images = source.images(batch)
             if pending is not None:
                 pending.result()
-            pending = second.submit(judge, batch, images)
+            pending = second.submit(labeler, batch, images)
             bar.update(len(batch))
         if pending is not None:
             pending.result()
 
 
-def kept_path(folder: Path, trial: Trial) -> Path:
+def kept_path(folder: Path, trial: PlannedImage) -> Path:
     """Where a trial's image is kept; ids that no file may be called by keep apart by their hash."""
     plain = re.sub(r"[^\w-]", "_", trial.row)[:60]
     apart = "" if plain == trial.row else "-" + hashlib.sha256(trial.row.encode()).hexdigest()[:8]

@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from erasure.benchmarking.plan import AGAIN, ORIGINAL, RETRAIN, Plan, Row, Scenario
+from erasure.benchmarking.plan import AGAIN, ORIGINAL, RETRAIN, BenchmarkPlan, Row, Scenario
 from erasure.core import config
 from erasure.core.distributed import agreed, device, world
 from erasure.core.errors import DivergedError, NotApplicableError
 from erasure.core.files import read_json, write_json
-from erasure.core.logging import tell
-from erasure.core.rng import derive
+from erasure.core.logging import log_user
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import fingerprint, is_main, read_record
 from erasure.data import placed
-from erasure.erasing.erase import Request, erase
-from erasure.erasing.targets import Subject, Wanted, subject_of
+from erasure.erasing.erase import EraseRequest, erase
+from erasure.erasing.targets import ForgetTarget, TargetSpec, target_of
 from erasure.evaluation.measure import measured
-from erasure.evaluation.outputs import OF_CLASSIFIERS, Evidence, Split
-from erasure.evaluation.settings import Judging
+from erasure.evaluation.outputs import OF_CLASSIFIERS, ModelOutputs, Split
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.formats.safetensors_io import read_tensors, write_tensors
 from erasure.models import Model, load_model
 from erasure.training.recipes import ClassifierRecipe
@@ -83,7 +83,7 @@ class Cells(ABC):
         """The cell of a row, recorded in `path`; one that cannot be made says why."""
 
         def attempted() -> dict[str, Any]:
-            tell(f"{self.scenario.name}, seed {self.seed}: {name}")
+            log_user(f"{self.scenario.name}, seed {self.seed}: {name}")
             try:
                 return made()
             except DivergedError as error:
@@ -102,7 +102,9 @@ class Cells(ABC):
 class Column(Cells):
     """Those of classifiers, with a trained original; `forget_seed` draws a random forget set (default: the seed)."""
 
-    def __init__(self, plan: Plan, folder: Path, scenario: Scenario, seed: int, forget_seed: int | None = None) -> None:
+    def __init__(
+        self, plan: BenchmarkPlan, folder: Path, scenario: Scenario, seed: int, forget_seed: int | None = None
+    ) -> None:
         super().__init__(folder, scenario, seed)
         self.trained = trained_original(plan, folder, scenario, seed)
         self.forget = scenario.forget_under(seed if forget_seed is None else forget_seed)
@@ -116,18 +118,18 @@ class Column(Cells):
 
     def _seed_of(self, name: str) -> int:
         """Retrain begins from other weights than the original did, and the second one from others again."""
-        return derive(self.seed, name) % SEEDS
+        return derive_seed(self.seed, name) % SEEDS
 
     @cached_property
     def _model(self) -> Model:
         return load_model(self.trained / "model").to(device())
 
     @cached_property
-    def _subject(self) -> Subject:
-        return subject_of(self._model, Wanted(forget=self.forget), self.seed)
+    def _subject(self) -> ForgetTarget:
+        return target_of(self._model, TargetSpec(forget=self.forget), self.seed)
 
     @cached_property
-    def _evidence(self) -> Evidence:
+    def _evidence(self) -> ModelOutputs:
         return self._evidence_of(self._model, None)
 
     def _original(self) -> Cell:
@@ -137,7 +139,7 @@ class Column(Cells):
 
     def _erased(self, row: Row, seed: int) -> Cell:
         """Erase and measure, unless that was done before."""
-        request = Request(
+        request = EraseRequest(
             model=str(self.trained / "model"),
             forget=self.forget,
             method=row.method,
@@ -146,25 +148,25 @@ class Column(Cells):
             seed=seed,
             options=row.options_in(self.scenario),
             saliency=row.saliency,
-            judging=Judging(metrics=OF_CLASSIFIERS),
+            evaluation=EvaluationConfig(metrics=OF_CLASSIFIERS),
             evaluate=False,
         )
         out = self.folder / f"{row.slug}-{short({**asdict(request), 'model': self.trained.name})}"
         path = out.parent / f"{out.name}.json"
         return self.tried(row.name, path, out / "model", lambda: self._made(request, out))
 
-    def _made(self, request: Request, out: Path) -> dict[str, Any]:
+    def _made(self, request: EraseRequest, out: Path) -> dict[str, Any]:
         erase(request, out, report=False)
         world().wait_for_everyone()  # the main process has saved the model
         record = read_record(out / "run.json")
         scores = self._scores(self._evidence_of(load_model(out).to(device()), self._evidence))
         return {"mask": record["settings"]["mask"], **record["trained"], **scores}
 
-    def _evidence_of(self, model: Model, original: Evidence | None) -> Evidence:
+    def _evidence_of(self, model: Model, original: ModelOutputs | None) -> ModelOutputs:
         self._subject.prepare(model)
-        return self._subject.evidence(model, Judging(sample_seed=self.seed), self.folder, original)
+        return self._subject.evidence(model, EvaluationConfig(sample_seed=self.seed), self.folder, original)
 
-    def _scores(self, evidence: Evidence) -> dict[str, Any]:
+    def _scores(self, evidence: ModelOutputs) -> dict[str, Any]:
         return {"metrics": measured(evidence, OF_CLASSIFIERS)["metrics"]}
 
     def margins(self, cell: Cell) -> dict[str, np.ndarray]:
@@ -186,12 +188,12 @@ def short(settings: Mapping[str, Any]) -> str:
     return fingerprint(settings)[:10]
 
 
-def trained_original(plan: Plan, folder: Path, scenario: Scenario, seed: int) -> Path:
+def trained_original(plan: BenchmarkPlan, folder: Path, scenario: Scenario, seed: int) -> Path:
     """The run folder of the trained original, shared by all scenarios that train it alike."""
     recipe = config.build(ClassifierRecipe, "[train]", plan.train, scenario.train)
     source = {"data": placed(plan.data), "data_dir": plan.data_dir, "limit": plan.limit, **asdict(recipe)}
     out = folder / "originals" / f"seed-{seed}-{short({**source, 'image_size': plan.image_size})}"
     if not (out / "model").is_dir():
-        tell(f"{scenario.name}, seed {seed}: training the original")
+        log_user(f"{scenario.name}, seed {seed}: training the original")
     train(recipe, plan.data, out, data_dir=plan.data_dir, image_size=plan.image_size, limit=plan.limit, seed=seed)
     return out

@@ -16,37 +16,37 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from erasure.benchmarking.cells import Cell, Cells, short
-from erasure.benchmarking.plan import ORIGINAL, Plan, Row, Scenario
+from erasure.benchmarking.plan import ORIGINAL, BenchmarkPlan, Row, Scenario
 from erasure.core.distributed import device, world
 from erasure.core.errors import DivergedError, OptionError, suggestion
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.run_dir import is_main, read_record
 from erasure.data.dataset import fit
 from erasure.data.images import grid, write_png
-from erasure.erasing.erase import Request, erase
-from erasure.erasing.targets import Subject, Wanted, subject_of
-from erasure.erasing.targets.concept import Words
+from erasure.erasing.erase import EraseRequest, erase
+from erasure.erasing.targets import ForgetTarget, TargetSpec, target_of
+from erasure.erasing.targets.concept import ConceptTarget
 from erasure.evaluation.measure import measured
-from erasure.evaluation.outputs import Evidence, Part
-from erasure.evaluation.prompt_outputs import TextEvidence, unseen_prompts
-from erasure.evaluation.settings import Judging
+from erasure.evaluation.outputs import ModelOutputs, Part
+from erasure.evaluation.prompt_outputs import PromptOutputs, unseen_prompts
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import DiffusionModel, Model, load_model
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.sampling.draw import SampleSettings
+from erasure.sampling.draw import SamplingOptions
 
 SHOWN: dict[Part, int] = {"forget": 5, "retain": 12}  # images of a strip
 SIDE = 96  # pixels of an image in a strip, at most
 HEAVY = ("model", "samples", "mask.safetensors", "checkpoint.safetensors")
 
 
-class Seen(NamedTuple):
+class SeenImages(NamedTuple):
     """Evidence on all prompts or classes, and the same or more of it on what was to be forgotten."""
 
-    every: Evidence
-    forgotten: Evidence
+    every: ModelOutputs
+    forgotten: ModelOutputs
 
 
-class Counts(NamedTuple):
+class ImageCounts(NamedTuple):
     """Images drawn of what is to be forgotten, at least, and of prompts for it that no method was given."""
 
     num_forgotten: int = 0
@@ -56,11 +56,13 @@ class Counts(NamedTuple):
 class Erasures(Cells):
     """Those of diffusion models: the original as it is, and what erasing makes of it."""
 
-    def __init__(self, plan: Plan, folder: Path, scenario: Scenario, seed: int, keep_models: bool = False) -> None:
+    def __init__(
+        self, plan: BenchmarkPlan, folder: Path, scenario: Scenario, seed: int, keep_models: bool = False
+    ) -> None:
         super().__init__(folder, scenario, seed)
         self._source, self._keep = scenario.model or plan.model, keep_models
-        self._judging, self._counts = judging_of(plan, seed)
-        self._wanted = Wanted(
+        self._evaluation, self._counts = evaluation_of(plan, seed)
+        self._wanted = TargetSpec(
             forget=scenario.forget or None,
             concept=scenario.concept or None,
             anchor=scenario.anchor,
@@ -68,7 +70,7 @@ class Erasures(Cells):
             data=plan.data or None,
             data_dir=plan.data_dir,
             image_size=plan.image_size,
-            material={**plan.material, **scenario.material},
+            training_images={**plan.training_images, **scenario.training_images},
         )
 
     def cells(self, rows: Sequence[Row]) -> list[Cell]:
@@ -83,28 +85,28 @@ class Erasures(Cells):
         return model
 
     @cached_property
-    def _subject(self) -> Subject:
-        subject = subject_of(self._model, self._wanted, self.seed)
-        subject.need_forget()
-        subject.prepare(self._model)
-        return subject
+    def _target(self) -> ForgetTarget:
+        target = target_of(self._model, self._wanted, self.seed)
+        target.need_forget()
+        target.prepare(self._model)
+        return target
 
     @cached_property
     def _about(self) -> dict[str, Any]:
         """What every cell of the column depends on, wherever it lies."""
-        return {"model": self._model.hash, "subject": self._subject.settings, "seed": self.seed}
+        return {"model": self._model.hash, "target": self._target.settings, "seed": self.seed}
 
     @cached_property
     def _judged(self) -> str:
-        return short({**self._judging.as_json(), **self._counts._asdict()})
+        return short({**self._evaluation.as_json(), **self._counts._asdict()})
 
     @cached_property
-    def _before(self) -> Seen:
+    def _before(self) -> SeenImages:
         return self._seen(self._model, self._originals / "samples", None)
 
     @property
     def _originals(self) -> Path:
-        return self.folder / f"original-{short(self._about | {'judging': self._judged})}"
+        return self.folder / f"original-{short(self._about | {'evaluation': self._judged})}"
 
     def _original(self) -> Cell:
         path, samples = self._originals / "original.json", self._originals / "samples"
@@ -113,7 +115,7 @@ class Erasures(Cells):
 
     def _erased(self, row: Row) -> Cell:
         """Erase and measure, unless that was done before."""
-        request = Request(
+        request = EraseRequest(
             model=self._source,
             forget=self._wanted.forget,
             method=row.method,
@@ -134,10 +136,10 @@ class Erasures(Cells):
         ):  # every process has read what it wanted, or agreed that it failed
             _lighten(out)
         if self._keep and cell.model is not None and is_main() and _is_light(out):
-            tell(f"{row.name}: its weights were removed when it was made: remove {path}, and it is made anew")
+            log_user(f"{row.name}: its weights were removed when it was made: remove {path}, and it is made anew")
         return cell
 
-    def _made(self, request: Request, out: Path, path: Path) -> dict[str, Any]:
+    def _made(self, request: EraseRequest, out: Path, path: Path) -> dict[str, Any]:
         before = self._before
         if is_main() and _is_light(out):
             shutil.rmtree(out)
@@ -149,57 +151,59 @@ class Erasures(Cells):
         world().wait_for_everyone()  # the main process has saved the model
         record = read_record(out / "run.json")
         model = load_model(out).to(device())
-        self._subject.prepare(model)
+        self._target.prepare(model)
         samples = out / "samples"
         found = self._measured(self._seen(model, samples, before), model, samples, path)
         return {"mask": record["settings"]["mask"], **record["trained"], **found}
 
-    def _seen(self, model: Model, folder: Path, original: Seen | None) -> Seen:
+    def _seen(self, model: Model, folder: Path, original: SeenImages | None) -> SeenImages:
         """Evidence on a model, its images in `folder`; raises OptionError when nobody is there to judge them."""
-        every = self._subject.evidence(model, self._judging, folder, original.every if original else None)
-        if every.judge_hash is None:
+        every = self._target.evidence(model, self._evaluation, folder, original.every if original else None)
+        if every.labeler_hash is None:
             raise OptionError(
-                f"nobody can judge what {self._source} draws of {self.scenario.what}: name a classifier in [judging], "
-                "and give prompts that say what they show"
+                f"nobody can judge what {self._source} draws of {self.scenario.what}: name a classifier in "
+                "[evaluation], and give prompts that say what they show"
             )
-        if not isinstance(every, TextEvidence):
-            return Seen(every, every)
+        if not isinstance(every, PromptOutputs):
+            return SeenImages(every, every)
         rows = tuple(row for row in every.rows if row in every.concept.forget)
         count = -(-self._counts.num_forgotten // max(1, len(rows)))
         if not rows or count <= every.count:
-            return Seen(every, every)
-        judging = self._judging.replaced({"num_images": count})
-        forgotten = self._subject.evidence(model, judging, folder, original.forgotten if original else None)
-        assert isinstance(forgotten, TextEvidence)
+            return SeenImages(every, every)
+        evaluation = self._evaluation.replaced({"num_images": count})
+        forgotten = self._target.evidence(model, evaluation, folder, original.forgotten if original else None)
+        assert isinstance(forgotten, PromptOutputs)
         forgotten.rows = rows
-        return Seen(every, forgotten)
+        return SeenImages(every, forgotten)
 
-    def _unseen(self, model: Model, folder: Path) -> Evidence:
+    def _unseen(self, model: Model, folder: Path) -> ModelOutputs:
         """Evidence on prompts that show what is erased in other words, or beside other things, than methods were given.
 
         The model is bound to these prompts from now on.
         """
-        subject = self._subject
-        if not isinstance(subject, Words) or not isinstance(model, StableDiffusion):
-            raise OptionError(f"num_unseen needs prompts, and {self._source} takes classes: leave it out of [judging]")
-        rows = unseen_prompts(subject.concept, subject.reference, self._counts.num_unseen, self.seed)
-        other = Words(model, replace(subject.concept, forget=rows), self._wanted, self.seed)
+        target = self._target
+        if not isinstance(target, ConceptTarget) or not isinstance(model, StableDiffusion):
+            raise OptionError(
+                f"num_unseen needs prompts, and {self._source} takes classes: leave it out of [evaluation]"
+            )
+        rows = unseen_prompts(target.concept, target.reference, self._counts.num_unseen, self.seed)
+        other = ConceptTarget(model, replace(target.concept, forget=rows), self._wanted, self.seed)
         other.prepare(model)
-        evidence = other.evidence(model, self._judging.replaced({"num_images": 1}), folder)
-        assert isinstance(evidence, TextEvidence)
+        evidence = other.evidence(model, self._evaluation.replaced({"num_images": 1}), folder)
+        assert isinstance(evidence, PromptOutputs)
         evidence.rows = rows
         return evidence
 
-    def _measured(self, seen: Seen, model: Model, folder: Path, path: Path) -> dict[str, Any]:
+    def _measured(self, seen: SeenImages, model: Model, folder: Path, path: Path) -> dict[str, Any]:
         """Its numbers, and the strip of its images beside `path`; images that are still to be drawn go to `folder`."""
-        found = measured(seen.every, self._judging.metrics)
+        found = measured(seen.every, self._evaluation.metrics)
         if seen.forgotten is not seen.every and "ua" in found["metrics"]:
             found["metrics"]["ua"] = measured(seen.forgotten, ("ua",))["metrics"]["ua"]
         picture, names = strip(seen.every)
         if self._counts.num_unseen:
             unseen = measured(self._unseen(model, folder / "unseen"), ("ua",))["metrics"]
             found["metrics"]["ua_unseen"] = unseen["ua"]
-            self._subject.prepare(model)
+            self._target.prepare(model)
         if is_main():
             write_png(path.with_suffix(".png"), picture)
         return {
@@ -210,21 +214,24 @@ class Erasures(Cells):
         }
 
 
-def judging_of(plan: Plan, seed: int = 0) -> tuple[Judging, Counts]:
+def evaluation_of(plan: BenchmarkPlan, seed: int = 0) -> tuple[EvaluationConfig, ImageCounts]:
     """How a plan's cells are judged; raises OptionError for what it does not have."""
-    given: dict[str, Any] = dict(plan.judging)
-    counts = Counts(**{name: given.pop(name) for name in Counts._fields if name in given})
-    known = {field.name for kind in (Judging, SampleSettings) for field in fields(kind)} - {"samples", "sample_seed"}
+    given: dict[str, Any] = dict(plan.evaluation)
+    counts = ImageCounts(**{name: given.pop(name) for name in ImageCounts._fields if name in given})
+    known = {field.name for kind in (EvaluationConfig, SamplingOptions) for field in fields(kind)} - {
+        "samples",
+        "sample_seed",
+    }
     for name in given:
         if name not in known:
-            raise OptionError(f"[judging] has no entry {name!r}{suggestion(name, {*known, *Counts._fields})}")
+            raise OptionError(f"[evaluation] has no entry {name!r}{suggestion(name, {*known, *ImageCounts._fields})}")
     given["metrics"] = tuple(given.get("metrics", ()))
-    judging = Judging(sample_seed=seed).replaced(given)
-    judging.check()
-    return judging, counts
+    evaluation = EvaluationConfig(sample_seed=seed).replaced(given)
+    evaluation.check()
+    return evaluation, counts
 
 
-def strip(evidence: Evidence) -> tuple[np.ndarray, dict[str, list[str]]]:
+def strip(evidence: ModelOutputs) -> tuple[np.ndarray, dict[str, list[str]]]:
     """One row of images (h, w, c), forgotten ones first, and for each part the names they were asked for by.
 
     The images are the first of prompts or classes that are spread evenly, so two models show the same ones.

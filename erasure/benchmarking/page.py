@@ -79,7 +79,10 @@ def pareto(points: Mapping[str, Spot]) -> Any:
     for place, name in enumerate(order):
         one = points[name]
         colour = plots.INK if name == ORIGINAL else plots.ACCENT if name in best else plots.MUTED
-        for interval, fixed, flat in ((one.gone_interval, one.kept, True), (one.kept_interval, one.gone, False)):
+        for interval, fixed, flat in (
+            (one.gone_interval, one.kept, True),
+            (one.kept_interval, one.gone, False),
+        ):
             if interval is not None:
                 ends = [max(0.0, interval[0]), min(100.0, interval[1])]
                 pair = (ends, [fixed, fixed]) if flat else ([fixed, fixed], ends)

@@ -27,7 +27,7 @@ class Scenario:
     retain: str | None = None
     title: str = ""
     model: str = ""
-    material: Mapping[str, Any] = field(default_factory=dict)
+    training_images: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -70,11 +70,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """A whole benchmark; `steps` is what every training was cut to, None in a whole one.
 
-    `judging` has fields of Judging and of SampleSettings, and two counts. `num_forgotten`: so many images, at least,
-    are drawn of the prompts to forget, spread over them, where `num_images` of each would be fewer (classes: no other).
+    `evaluation` has fields of EvaluationConfig and of SamplingOptions, and two counts. `num_forgotten`: so many images,
+    at least, are drawn of the prompts to forget, spread over them, where `num_images` of each would be fewer (classes: no other).
     `num_unseen`: so many prompts that show it in other words, or beside other things, and that no method was given, are
     taken from the captions of the model's data for the column UA unseen.
     """
@@ -84,8 +84,8 @@ class Plan:
     rows: tuple[Row, ...]
     data: str = ""
     model: str = ""
-    judging: Mapping[str, Any] = field(default_factory=dict)
-    material: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    training_images: Mapping[str, Any] = field(default_factory=dict)
     tuning: tuple[Scenario, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     tuned_on: tuple[int, ...] = ()
@@ -95,7 +95,9 @@ class Plan:
     limit: int | None = None
     steps: int | None = None
 
-    def only(self, methods: Sequence[str] = (), scenarios: Sequence[str] = (), num_seeds: int | None = None) -> Plan:
+    def only(
+        self, methods: Sequence[str] = (), scenarios: Sequence[str] = (), num_seeds: int | None = None
+    ) -> BenchmarkPlan:
         """The plan with only the named rows and scenarios and the first seeds; seeds beyond its own count on.
 
         Raises OptionError for a name that it does not have.
@@ -109,7 +111,7 @@ class Plan:
             seeds = (*seeds[:num_seeds], *(next(free) for _ in range(num_seeds - len(seeds))))
         return replace(self, rows=rows, scenarios=_chosen("scenario", self.scenarios, scenarios), seeds=seeds)
 
-    def shortened(self, steps: int) -> Plan:
+    def shortened(self, steps: int) -> BenchmarkPlan:
         """The same with so many optimiser steps in every training and method, to show that all of it runs."""
         if steps < 1:
             raise OptionError(f"--steps {steps} must be at least 1")

@@ -7,10 +7,10 @@ seeds = [0, 1, 2]                # reported
 tuned_on = [7]                   # the seeds on which the options below were chosen
 
 [train]                          # classifier: options of `erasure train classifier`
-[judging]                        # diffusion: metrics, classifier, num_images, ... num_forgotten, num_unseen (see Plan)
-[material]                       # diffusion: num_forget_images and so on
+[evaluation]                     # diffusion: metrics, classifier, num_images, ... num_forgotten, num_unseen (see Plan)
+[training_images]                # diffusion: num_forget_images and so on
 [scenarios.NAME]                 # forget = "random:0.1"; train.OPTION for another original
-                                 # diffusion: concept, or forget with anchor and retain; model, material.OPTION
+                                 # diffusion: concept, or forget with anchor and retain; model, training_images.OPTION
 [scenarios.NAME.methods.ROW]     # options that differ here
 [scenarios.NAME.published.ROW]   # what a paper reports: ua, ra, ta, mia, avg_gap, seconds, ira, cra, composition
 [tuning.NAME]                    # as a scenario, on other things: options are searched on it for the scenario NAME
@@ -30,7 +30,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from erasure.benchmarking.plan import CLASSIFIER, DIFFUSION, ORIGINAL, RETRAIN, Plan, Row, Scenario
+from erasure.benchmarking.plan import CLASSIFIER, DIFFUSION, ORIGINAL, RETRAIN, BenchmarkPlan, Row, Scenario
 from erasure.core import registry
 from erasure.core.errors import OptionError, suggestion
 from erasure.core.shipped import shipped
@@ -38,14 +38,14 @@ from erasure.core.shipped import shipped
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # a row or a scenario becomes part of a folder's name
 PUBLISHED = ("ua", "ra", "ta", "mia", "avg_gap", "seconds", "ira", "cra", "composition")
 SHARED = ("family", "data", "data_dir", "image_size", "seeds", "tuned_on", "scenarios", "tuning", "methods")
-OF_PLAN = {CLASSIFIER: ("train", "limit"), DIFFUSION: ("model", "judging", "material")}
-OF_SCENARIO = {CLASSIFIER: ("train",), DIFFUSION: ("concept", "anchor", "retain", "model", "material")}
+OF_PLAN = {CLASSIFIER: ("train", "limit"), DIFFUSION: ("model", "evaluation", "training_images")}
+OF_SCENARIO = {CLASSIFIER: ("train",), DIFFUSION: ("concept", "anchor", "retain", "model", "training_images")}
 NEEDED = {CLASSIFIER: ("data", "scenarios", "methods"), DIFFUSION: ("scenarios", "methods")}
 EXAMPLE = {CLASSIFIER: 'forget = "random:0.1"', DIFFUSION: 'concept = "digits/five"'}
 WITH_MASK = {"none": "without mask"}  # and any other "with such a mask"
 
 
-def read_plan(given: str | Path) -> Plan:
+def read_plan(given: str | Path) -> BenchmarkPlan:
     """The plan of a TOML file, or of one that ships by its name ("digits").
 
     Raises OptionError for a file that is missing or broken, and for anything in it that a plan does not have.
@@ -77,7 +77,7 @@ def read_plan(given: str | Path) -> Plan:
     lists: dict[str, Any] = {key: tuple(document.pop(key)) for key in ("seeds", "tuned_on") if key in document}
     if lists.get("seeds") == ():
         raise OptionError(f"{path} names no seeds")
-    return Plan(rows=rows, scenarios=scenarios, tuning=tuning, **lists, **document)
+    return BenchmarkPlan(rows=rows, scenarios=scenarios, tuning=tuning, **lists, **document)
 
 
 def _located(given: str) -> Path:

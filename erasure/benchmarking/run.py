@@ -22,15 +22,15 @@ import numpy as np
 import torch
 
 from erasure.benchmarking.cells import Cell, Cells, Column
-from erasure.benchmarking.diffusion_cells import Erasures, judging_of
+from erasure.benchmarking.diffusion_cells import Erasures, evaluation_of
 from erasure.benchmarking.page import as_page
-from erasure.benchmarking.plan import CLASSIFIER, DIFFUSION, RETRAIN, Plan, Scenario
+from erasure.benchmarking.plan import CLASSIFIER, DIFFUSION, RETRAIN, BenchmarkPlan, Scenario
 from erasure.benchmarking.plan_file import read_plan
 from erasure.benchmarking.table import notes, tabled
 from erasure.core.distributed import agreed, device
 from erasure.core.errors import OptionError, RunError
 from erasure.core.files import held, write_json, write_text, writing
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.run_dir import is_main, versions
 from erasure.core.statistics import mean_interval
 from erasure.evaluation.membership_inference import FEWEST, klom, u_lira
@@ -70,17 +70,19 @@ def planned(
     num_seeds: int | None = None,
     steps: int | None = None,
     data_dir: str | None = None,
-) -> Plan:
+) -> BenchmarkPlan:
     """The plan `given` as a call asks for it, checked as far as it can be before anything is made."""
     plan = read_plan(given).only(methods, scenarios, num_seeds)
     if data_dir is not None:
         plan = replace(plan, data_dir=data_dir)
     if plan.family == DIFFUSION:
-        judging_of(plan)
+        evaluation_of(plan)
     return plan.shortened(steps) if steps is not None else plan
 
 
-def carried_out(plan: Plan, folder: Path, num_models: int | None = None, keep_models: bool = False) -> dict[str, Any]:
+def carried_out(
+    plan: BenchmarkPlan, folder: Path, num_models: int | None = None, keep_models: bool = False
+) -> dict[str, Any]:
     """The result of a plan, made or resumed in `folder`.
 
     Raises RunError while another process is at work there on classifiers.
@@ -114,7 +116,7 @@ def carried_out(plan: Plan, folder: Path, num_models: int | None = None, keep_mo
     return result
 
 
-def tables_of(plan: Plan, folder: Path, keep_models: bool = False) -> list[dict[str, Any]]:
+def tables_of(plan: BenchmarkPlan, folder: Path, keep_models: bool = False) -> list[dict[str, Any]]:
     """The table of each scenario, its cells made or found in `folder`."""
     places = [(scenario, seed) for scenario in plan.scenarios for seed in plan.seeds]
     done: dict[tuple[str, int], list[Cell]] = {}
@@ -131,14 +133,14 @@ def tables_of(plan: Plan, folder: Path, keep_models: bool = False) -> list[dict[
                 if ours:
                     done[key] = column.cells(plan.rows)
                 else:
-                    tell(f"{scenario.name}, seed {seed}: another process is at it")
+                    log_user(f"{scenario.name}, seed {seed}: another process is at it")
     return [
         tabled(plan, scenario, [cell for seed in plan.seeds for cell in done[scenario.name, seed]])
         for scenario in plan.scenarios
     ]
 
 
-def _column(plan: Plan, folder: Path, scenario: Scenario, seed: int, keep_models: bool) -> Cells:
+def _column(plan: BenchmarkPlan, folder: Path, scenario: Scenario, seed: int, keep_models: bool) -> Cells:
     if plan.family == CLASSIFIER:
         return Column(plan, folder, scenario, seed)
     return Erasures(plan, folder, scenario, seed, keep_models)
@@ -169,8 +171,8 @@ def _taken(folder: Path, wait: bool) -> Iterator[bool]:
             lock.release()
 
 
-def _facts(plan: Plan) -> dict[str, str]:
-    how = {**plan.train, **plan.judging, **plan.material}
+def _facts(plan: BenchmarkPlan) -> dict[str, str]:
+    how = {**plan.train, **plan.evaluation, **plan.training_images}
     return {
         "command": shlex.join(["erasure", *sys.argv[1:]]),
         "plan": ", ".join(f"{key} {value}" for key, value in how.items()),
@@ -180,7 +182,7 @@ def _facts(plan: Plan) -> dict[str, str]:
     }
 
 
-def _from_many(plan: Plan, folder: Path, num_models: int, tables: Sequence[dict[str, Any]]) -> list[str]:
+def _from_many(plan: BenchmarkPlan, folder: Path, num_models: int, tables: Sequence[dict[str, Any]]) -> list[str]:
     """Add U-LiRA and KLoM to the rows of `tables`; returns what must be said of them."""
     seeds = plan.only(num_seeds=num_models).seeds
     said = [
@@ -203,7 +205,9 @@ def _from_many(plan: Plan, folder: Path, num_models: int, tables: Sequence[dict[
     return said
 
 
-def _margins(plan: Plan, folder: Path, scenario: Scenario, seeds: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+def _margins(
+    plan: BenchmarkPlan, folder: Path, scenario: Scenario, seeds: Sequence[int]
+) -> dict[str, dict[str, np.ndarray]]:
     """Margins (models, n) by row and part, of the models that there are."""
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for seed in seeds:

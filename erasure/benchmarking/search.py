@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erasure.benchmarking.plan import CLASSIFIER, Plan, Row, Scenario
+from erasure.benchmarking.plan import CLASSIFIER, BenchmarkPlan, Row, Scenario
 from erasure.benchmarking.run import planned, tables_of
 from erasure.benchmarking.table import scenario_text
 from erasure.core.errors import OptionError
@@ -116,7 +116,9 @@ def chosen(family: str, candidates: Sequence[Mapping[str, Any]]) -> Mapping[str,
     return max(whole, key=lambda row: mean(row, "forgotten") + mean(row, "kept"))
 
 
-def _searched(plan: Plan, folder: Path, scenario: Scenario, rows: Sequence[Row], reported: Scenario) -> dict[str, Any]:
+def _searched(
+    plan: BenchmarkPlan, folder: Path, scenario: Scenario, rows: Sequence[Row], reported: Scenario
+) -> dict[str, Any]:
     """The table of all candidates on one scenario, each row with `row`, `candidate` and whether it was `chosen`."""
     candidates = {f"{row.slug}: {name}": (row, values) for row in rows for name, values in row.search.items()}
     tried = tuple(

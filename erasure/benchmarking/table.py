@@ -8,7 +8,7 @@ from typing import Any
 
 from erasure.benchmarking.cells import Cell
 from erasure.benchmarking.diffusion_cells import cost
-from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN, Plan, Scenario
+from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN, BenchmarkPlan, Scenario
 from erasure.core.statistics import over_seeds
 from erasure.evaluation.metrics.avg_gap import average_gap
 from erasure.reports.erase_report import aligned
@@ -50,7 +50,7 @@ KEPT = ("ra", "ira", "cra", "composition")  # what a generator keeps
 LARGE_FIRST = (*FORGOTTEN, "forgotten", *KEPT, "kept", "ta", "mia", "speed", "clip_score")
 
 
-def tabled(plan: Plan, scenario: Scenario, cells: Sequence[Cell]) -> dict[str, Any]:
+def tabled(plan: BenchmarkPlan, scenario: Scenario, cells: Sequence[Cell]) -> dict[str, Any]:
     """One scenario's rows as plain values: `scores` of each by name, with mean, interval and the value of each seed."""
     names = list(dict.fromkeys(cell.row for cell in cells))
     retrained = {cell.seed: cell for cell in cells if cell.row == RETRAIN}
@@ -142,7 +142,7 @@ def scenario_text(scenario: Mapping[str, Any]) -> str:
     return f"{scenario['title']}  (forget {scenario['forget']})\n\n{aligned(lines)}"
 
 
-def notes(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes(plan: BenchmarkPlan, scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader of the table must know, and every cell that has no numbers."""
     tuned = f"; options were tuned on seed {', '.join(map(str, plan.tuned_on))}" if plan.tuned_on else ""
     found = [f"Everything was cut to {plan.steps} steps: it runs, and its numbers mean nothing."] if plan.steps else []
@@ -175,7 +175,7 @@ def _reasons(row: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _of_erasing(plan: Plan, scenarios: Sequence[Mapping[str, Any]]) -> str:
+def _of_erasing(plan: BenchmarkPlan, scenarios: Sequence[Mapping[str, Any]]) -> str:
     """What the columns are, and over how many judgements."""
     counts: dict[str, set[int]] = {}
     for n in (row["n"] for scenario in scenarios for row in scenario["rows"][:1]):

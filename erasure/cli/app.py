@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(
             "erasure: the GPU's memory is full: try --memory low, a smaller --batch-size or a larger --accumulate, or "
-            "smaller --saliency-batch-size, --sample-batch-size and --material-batch-size",
+            "smaller --saliency-batch-size, --sample-batch-size and --training-image-batch-size",
             file=sys.stderr,
         )
         return 1

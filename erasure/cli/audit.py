@@ -132,13 +132,13 @@ def _request(values: argparse.Namespace, protocol: Any, detectors: dict[str, dic
     elif filters:
         raise OptionError(f"--{next(iter(filters)).replace('_', '-')} chooses among prompts: give --prompts")
     same = ("model", "images", "base", "threshold", "max_rate", "positive_control", "negative_control")
-    return import_module("erasure.auditing.request").Request(
+    return import_module("erasure.auditing.request").AuditRequest(
         **{name: getattr(values, name) for name in (*same, "keep_images", "reference", "seed")},
         prompts=prompts,
         protocol=protocol,
         detectors=detectors,
         classes=_parts(values.detect),
-        judging=import_module("erasure.evaluation.settings").Judging().replaced(given),
+        evaluation=import_module("erasure.evaluation.settings").EvaluationConfig().replaced(given),
         batch_size=values.sample_batch_size,
     )
 

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from erasure.cli.options import Parser, judging_flags, judging_given, model_flag, parser_of, wanted_flags, wanted_given
+from erasure.cli.options import (
+    Parser,
+    evaluation_flags,
+    evaluation_given,
+    model_flag,
+    parser_of,
+    wanted_flags,
+    wanted_given,
+)
 from erasure.cli.output import Answer, shown_run
 from erasure.core import registry
 from erasure.core.config import add_flags, as_flags, given_flags
@@ -36,7 +44,7 @@ def run(argv: Sequence[str]) -> Answer:
         return import_module("erasure.erasing.erase").repeat(values.config, values.out), values.json, shown_run
     kind = _erase_flags(parser, early.method)
     values = parser.read(argv)
-    request = import_module("erasure.erasing.erase").Request(
+    request = import_module("erasure.erasing.erase").EraseRequest(
         model=values.model,
         forget=values.forget,
         method=values.method,
@@ -45,8 +53,8 @@ def run(argv: Sequence[str]) -> Answer:
         wanted=wanted_given(values),
         seed=values.seed,
         options=given_flags(kind, vars(values)),
-        saliency=given_flags(import_module("erasure.saliency.scores").SaliencySettings, _without_prefix(values)),
-        judging=import_module("erasure.evaluation.settings").Judging().replaced(judging_given(values)),
+        saliency=given_flags(import_module("erasure.saliency.scores").SaliencyConfig, _without_prefix(values)),
+        evaluation=import_module("erasure.evaluation.settings").EvaluationConfig().replaced(evaluation_given(values)),
         evaluate=values.evaluate,
         probe_every=values.probe_every,
     )
@@ -72,8 +80,8 @@ def _erase_flags(parser: Parser, method: str) -> Any:
     wanted_flags(parser)
     add_flags(parser.add_argument_group(f"options of {method}", _other_defaults(method, kind)), kind)
     group = parser.add_argument_group("how weights are scored for the mask")
-    add_flags(group, import_module("erasure.saliency.scores").SaliencySettings, SALIENCY_FLAGS)
-    judging_flags(parser)
+    add_flags(group, import_module("erasure.saliency.scores").SaliencyConfig, SALIENCY_FLAGS)
+    evaluation_flags(parser)
     return kind
 
 
@@ -88,7 +96,7 @@ def _other_defaults(method: str, kind: Any) -> str | None:
         path = models.shipped_folder() / name / "erase.json"
         card = read_json(path, ModelError) if path.is_file() else {}
         if method in card:
-            others[f"the model {name}"] = _flags_of({**card.get("material", {}), **card[method]})
+            others[f"the model {name}"] = _flags_of({**card.get("training_images", {}), **card[method]})
     if not others:
         return None
     rest = ", ".join(family for family in registry.names("models") if family not in kind.defaults_of)

@@ -12,7 +12,7 @@ from erasure.core.config import add_flags, build, given_flags
 
 def run(argv: Sequence[str]) -> Answer:
     """Draw images."""
-    settings = import_module("erasure.sampling.draw").SampleSettings
+    settings = import_module("erasure.sampling.draw").SamplingOptions
     parser = parser_of(
         "generate",
         "erasure generate --model digits-ddpm --classes 0,1,2 --num-images 16 --out samples",

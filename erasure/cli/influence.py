@@ -29,12 +29,12 @@ def run(argv: Sequence[str]) -> Answer:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples for the curvature (default 0)")
     data_flags(parser)
-    add_flags(parser, influence.InfluenceSettings)
+    add_flags(parser, influence.InfluenceConfig)
     values = parser.read(argv)
-    wanted = import_module("erasure.erasing.targets").Wanted(
+    wanted = import_module("erasure.erasing.targets").TargetSpec(
         forget=values.known, data=values.data, data_dir=values.data_dir, image_size=values.image_size
     )
-    settings = build(influence.InfluenceSettings, "influence", given_flags(influence.InfluenceSettings, vars(values)))
+    settings = build(influence.InfluenceConfig, "influence", given_flags(influence.InfluenceConfig, vars(values)))
     return influence.influence(values.model, wanted, values.out, settings, values.seed), values.json, _shown
 
 

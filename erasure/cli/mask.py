@@ -13,7 +13,7 @@ from erasure.core.config import add_flags, build, given_flags
 
 def run(argv: Sequence[str]) -> Answer:
     """Compute a mask."""
-    saliency = import_module("erasure.saliency.scores").SaliencySettings
+    saliency = import_module("erasure.saliency.scores").SaliencyConfig
     parser = parser_of(
         "mask",
         "erasure mask --model digits-ddpm --forget 3 --density 0.5 --out mask.safetensors",

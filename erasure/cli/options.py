@@ -84,7 +84,7 @@ def model_flag(parser: argparse.ArgumentParser) -> None:
 
 def wanted_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for what is to be forgotten, in classes or in words, and for the data behind it."""
-    from erasure.erasing.targets.generated_images import MaterialSettings
+    from erasure.erasing.targets.generated_images import TrainingImageOptions
 
     parser.add_argument(
         "--forget",
@@ -97,23 +97,23 @@ def wanted_flags(parser: argparse.ArgumentParser) -> None:
         "--anchor", help="what takes the place of --forget: one for all, or one for each (default: nothing)"
     )
     group.add_argument("--retain", help="prompts to keep, joined by commas, or a CSV file (default: everyday prompts)")
-    add_flags(group, MaterialSettings)
+    add_flags(group, TrainingImageOptions)
     data_flags(parser)
 
 
 def wanted_given(values: argparse.Namespace) -> Any:
     """What the flags of `wanted_flags` ask for."""
-    from erasure.erasing.targets import Wanted
-    from erasure.erasing.targets.generated_images import MaterialSettings
+    from erasure.erasing.targets import TargetSpec
+    from erasure.erasing.targets.generated_images import TrainingImageOptions
 
     names = ("forget", "data", "data_dir", "image_size", "concept", "anchor", "retain")
-    material = given_flags(MaterialSettings, vars(values))
-    return Wanted(**{name: getattr(values, name) for name in names}, material=material)
+    training_images = given_flags(TrainingImageOptions, vars(values))
+    return TargetSpec(**{name: getattr(values, name) for name in names}, training_images=training_images)
 
 
-def judging_flags(parser: argparse.ArgumentParser) -> None:
+def evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for how a result is judged."""
-    from erasure.sampling.draw import SampleSettings
+    from erasure.sampling.draw import SamplingOptions
 
     group = parser.add_argument_group("how the result is judged")
     group.add_argument("--metrics", help="names joined by commas (default: all that apply without further files)")
@@ -122,15 +122,15 @@ def judging_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--dinov2", help="DINOv2 model for fd_dinov2, a folder or a hub id")
     group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
     group.add_argument("--sample-seed", type=int, help="seed of the samples (default 0)")
-    add_flags(group, SampleSettings)
+    add_flags(group, SamplingOptions)
 
 
-def judging_given(values: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `judging_flags` ask for: fields of Judging and SampleSettings, only those given."""
-    from erasure.sampling.draw import SampleSettings
+def evaluation_given(values: argparse.Namespace) -> dict[str, Any]:
+    """The fields of EvaluationConfig and SamplingOptions that were given on the command line."""
+    from erasure.sampling.draw import SamplingOptions
 
     named = {key: getattr(values, key) for key in ("classifier", "inception", "clip", "dinov2", "sample_seed")}
     given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     if values.metrics:
         given["metrics"] = tuple(part.strip() for part in values.metrics.split(",") if part.strip())
-    return {**given, **given_flags(SampleSettings, vars(values))}
+    return {**given, **given_flags(SamplingOptions, vars(values))}

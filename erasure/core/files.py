@@ -108,7 +108,7 @@ def held(path: Path, what: Path, *, wait: bool = False) -> FileLock:
     return lock
 
 
-def require_room(folder: Path, needed: int, what: str, remedy: str) -> None:
+def require_disk_space(folder: Path, needed: int, what: str, remedy: str) -> None:
     """Raise OutputError when fewer than `needed` bytes are free where `folder` is, or will be."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

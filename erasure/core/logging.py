@@ -16,7 +16,7 @@ class _Stderr(logging.Handler):
         sys.stderr.write(record.getMessage() + "\n")
 
 
-def tell(text: str) -> None:
+def log_user(text: str) -> None:
     """Say one line; it is lost unless somebody listens (`show`, or any handler of the logger "erasure").
 
     Of several processes only the main one says it.

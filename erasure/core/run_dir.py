@@ -59,7 +59,7 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-class Run:
+class RunDir:
     """One verb's output folder, held by one process; close it, or use it as a context manager.
 
     `done` says that the folder already holds the finished result of exactly these settings, in `result`. Of several
@@ -150,7 +150,7 @@ class Run:
         if is_main():
             self._lock.release()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunDir:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

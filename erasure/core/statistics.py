@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from erasure.core.errors import OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 
 Z = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 FEW = 10  # groups: when fewer are unlike the rest, the percentiles of a bootstrap lie too close together
@@ -41,7 +41,7 @@ def jackknife_interval(
     whose bias depends on how many different rows there are, is not shifted.
     """
     groups = min(groups, len(samples))
-    member = np.random.default_rng(derive(0, "jackknife", len(samples))).permutation(len(samples)) % groups
+    member = np.random.default_rng(derive_seed(0, "jackknife", len(samples))).permutation(len(samples)) % groups
     left_out = np.array([statistic(samples[member != group]) for group in range(groups)])
     half = Z * math.sqrt((groups - 1) / groups * float(np.square(left_out - left_out.mean()).sum()))
     value = statistic(samples)
@@ -142,7 +142,7 @@ def bootstrap_by_group(
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     totals = np.bincount(member, weights=values)
     kinds, copies = np.unique(np.stack([totals, sizes], axis=1), axis=0, return_counts=True)
-    random = np.random.default_rng(derive(seed, "bootstrap"))
+    random = np.random.default_rng(derive_seed(seed, "bootstrap"))
     block = max(1, CELLS // len(kinds))
     drawn = []
     for start in range(0, draws, block):
@@ -163,7 +163,7 @@ def expected_maximum(shares: np.ndarray, size: int = 25, draws: int = 10_000, se
     n = len(shares)
     size = min(size, n)
     chances = np.array([math.comb(k - 1, size - 1) / math.comb(n, size) for k in range(1, n + 1)])
-    random = np.random.default_rng(derive(seed, "expected maximum"))
+    random = np.random.default_rng(derive_seed(seed, "expected maximum"))
     largest = random.choice(np.sort(shares), size=draws, p=chances / chances.sum())
     return float(largest.mean()), float(largest.std())
 

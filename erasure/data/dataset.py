@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.core.errors import DataError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data.images import to_float
 
 
@@ -125,7 +125,7 @@ class Batches:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         chosen = np.array([self._index(int(position)) for position in positions])
         images = self.dataset.samples(chosen)
-        generator = torch.Generator().manual_seed(derive(self.seed, "augment", step))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "augment", step))
         if self.flip:
             mirrored = torch.rand(len(images), generator=generator) < 0.5
             images[mirrored] = images[mirrored].flip(-1)
@@ -137,7 +137,7 @@ class Batches:
         epoch, place = divmod(position, len(self.dataset))
         if epoch != self._epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng(derive(self.seed, "epoch", epoch)).permutation(len(self.dataset))
+            self._order = np.random.default_rng(derive_seed(self.seed, "epoch", epoch)).permutation(len(self.dataset))
         return int(self._order[place])
 
 

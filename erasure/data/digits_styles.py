@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import DataError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data.dataset import Aspect, Dataset
 from erasure.data.digits import NAMES, Digits
 from erasure.data.images import to_uint8
@@ -51,10 +51,10 @@ class DigitsStyles:
         index = {combination: i for i, combination in enumerate(combinations)}
         images, labels = [], []
         for style in range(len(STYLES)):
-            alpha = _single(strokes, derive(0, "place", split, style))
+            alpha = _single(strokes, derive_seed(0, "place", split, style))
             images.append(_drawn(alpha, style))
             labels += [index[int(digit), 10, style] for digit in digits.labels]
-            alpha, pairs = _paired(strokes, digits.labels, PAIRS_A_CLASS[split], derive(0, "pairs", split, style))
+            alpha, pairs = _paired(strokes, digits.labels, PAIRS_A_CLASS[split], derive_seed(0, "pairs", split, style))
             images.append(_drawn(alpha, style))
             labels += [index[a, b, style] for a, b in pairs]
         return Dataset(

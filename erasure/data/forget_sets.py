@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from erasure.core.errors import OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Dataset
 from erasure.data.task import CLASS, Task
 
@@ -49,7 +49,7 @@ def forget_ids(spec: str, dataset: Dataset, seed: int) -> np.ndarray:
         ids = read_ids(value, count, f"the {dataset.split} split of {dataset.name}")
     elif kind == "random":
         share, own = share_of(spec)
-        ids = _drawn(count, share, derive(seed if own is None else own, "forget-set"))
+        ids = _drawn(count, share, derive_seed(seed if own is None else own, "forget-set"))
     elif kind == "mislabelled":
         ids = _mislabelled_ids(count, share_of(spec)[0], seed)
     else:
@@ -72,7 +72,7 @@ def mislabelled(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, np.
     if classes < 2:
         raise OptionError(f"--mislabel needs at least two classes, {dataset.name} has {classes}")
     ids = _mislabelled_ids(len(dataset), _checked_share(share, "--mislabel"), seed)
-    shift = np.random.default_rng(derive(seed, "wrong-labels")).integers(1, classes, len(ids))
+    shift = np.random.default_rng(derive_seed(seed, "wrong-labels")).integers(1, classes, len(ids))
     labels = dataset.labels.copy()
     labels[ids] = (labels[ids] + shift) % classes
     return replace(dataset, labels=labels), ids
@@ -136,7 +136,7 @@ def _drawn(count: int, share: float, seed: int) -> np.ndarray:
 
 
 def _mislabelled_ids(count: int, share: float, seed: int) -> np.ndarray:
-    return _drawn(count, share, derive(seed, "mislabelled"))
+    return _drawn(count, share, derive_seed(seed, "mislabelled"))
 
 
 def _listed(text: str) -> list[int]:

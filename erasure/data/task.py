@@ -22,7 +22,7 @@ class Task:
 
     class_names: tuple[str, ...]
     forget: tuple[int, ...]
-    gone: tuple[int, ...] = ()
+    already_erased: tuple[int, ...] = ()
     anchors: tuple[int, ...] = ()
     title: str = ""
     samples: bool = False
@@ -30,7 +30,7 @@ class Task:
     @property
     def retain(self) -> tuple[int, ...]:
         """Indices of the classes that are kept, ascending."""
-        return tuple(i for i in range(len(self.class_names)) if i not in self.forget and i not in self.gone)
+        return tuple(i for i in range(len(self.class_names)) if i not in self.forget and i not in self.already_erased)
 
     @property
     def concept(self) -> str:
@@ -38,7 +38,7 @@ class Task:
         return self.title or ",".join(self.class_names[i] for i in self.forget)
 
     @classmethod
-    def of_classes(cls, given: str, class_names: Sequence[str], gone: Sequence[int] = ()) -> Task:
+    def of_classes(cls, given: str, class_names: Sequence[str], already_erased: Sequence[int] = ()) -> Task:
         """Read `given`, class indices or names joined by commas ("3", "cat,dog" or "class:3").
 
         Raises OptionError when a class is unknown or out of range, when none is given, or when all are.
@@ -49,7 +49,7 @@ class Task:
         )
         if not forget:
             raise OptionError("--forget names no class: give at least one, such as --forget " + names[0])
-        task = cls(names, forget, tuple(i for i in gone if i not in forget))
+        task = cls(names, forget, tuple(i for i in already_erased if i not in forget))
         if not task.retain:
             raise OptionError(f"--forget leaves none of {len(names)} classes: at least one must be left to retain")
         return task

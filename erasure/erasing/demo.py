@@ -16,11 +16,11 @@ from erasure.core.errors import DivergedError, OptionError, suggestion
 from erasure.core.files import write_json, write_text
 from erasure.core.run_dir import read_log
 from erasure.core.statistics import over_seeds
-from erasure.erasing.erase import Request, erase
-from erasure.erasing.targets import Wanted
-from erasure.evaluation.settings import Judging
+from erasure.erasing.erase import EraseRequest, erase
+from erasure.erasing.targets import TargetSpec
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.reports.erase_report import COLUMNS, rendered, table, titled
-from erasure.sampling.draw import SampleSettings
+from erasure.sampling.draw import SamplingOptions
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Scene:
     concept: str | None = None
     num_inference_steps: int | None = None
     probe_every: int = 5
-    material: Mapping[str, Any] = field(default_factory=dict)
+    training_images: Mapping[str, Any] = field(default_factory=dict)
     shown: bool = False  # part of the short demonstration
 
     def folder_of(self, variant: Variant) -> str:
@@ -130,16 +130,16 @@ def _short(root: Path, scene: Scene, seed: int) -> dict[str, Any]:
 
 
 def _one(folder: Path, scene: Scene, variant: Variant, seed: int, probe_every: int) -> dict[str, Any]:
-    samples = SampleSettings(num_images=scene.num_images, num_inference_steps=scene.num_inference_steps)
-    request = Request(
+    samples = SamplingOptions(num_images=scene.num_images, num_inference_steps=scene.num_inference_steps)
+    request = EraseRequest(
         scene.model,
         scene.forget,
         variant.method,
         variant.mask,
-        wanted=Wanted(concept=scene.concept, material=scene.material),
+        wanted=TargetSpec(concept=scene.concept, training_images=scene.training_images),
         seed=seed,
         options=variant.options,
-        judging=Judging(samples=samples, sample_seed=seed),
+        evaluation=EvaluationConfig(samples=samples, sample_seed=seed),
         probe_every=probe_every,
     )
     return erase(request, folder)

@@ -14,24 +14,24 @@ from erasure.core import registry
 from erasure.core.config import build
 from erasure.core.distributed import agreed, device
 from erasure.core.errors import DivergedError, NotApplicableError, OptionError, suggestion
-from erasure.core.files import require_room
-from erasure.core.run_dir import Run, is_main, read_record
+from erasure.core.files import require_disk_space
+from erasure.core.run_dir import RunDir, is_main, read_record
 from erasure.data import Dataset
 from erasure.erasing.make_mask import MASKS, SCORED, read_mask
-from erasure.erasing.targets import Subject, Wanted, recorded, subject_of
+from erasure.erasing.targets import ForgetTarget, TargetSpec, recorded_target, target_of
 from erasure.evaluation.measure import measured
-from erasure.evaluation.settings import Judging
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.formats.safetensors_io import hash_tensors
 from erasure.methods.base import Job, Method
 from erasure.models import DiffusionModel, Model, load_model, located
 from erasure.reports.erase_report import write_report
 from erasure.saliency.mask import Mask
-from erasure.saliency.scores import SaliencySettings, build_mask
+from erasure.saliency.scores import SaliencyConfig, build_mask
 from erasure.training.memory import measured_peak
 
 
 @dataclass(frozen=True)
-class Request:
+class EraseRequest:
     """What is asked of an erasure; what is left empty follows the method, the model or its data."""
 
     model: str
@@ -39,50 +39,50 @@ class Request:
     method: str = "salun"
     mask: str | None = None
     preset: str | None = None
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: TargetSpec = field(default_factory=TargetSpec)
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     saliency: Mapping[str, Any] = field(default_factory=dict)
-    judging: Judging = field(default_factory=Judging)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     evaluate: bool = True
     probe_every: int = 0
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Prepared:
     """A request with everything loaded and decided; `model` is moved in place."""
 
     model: Model
-    subject: Subject
+    target: ForgetTarget
     method: Method
-    scoring: SaliencySettings
-    judging: Judging
+    scoring: SaliencyConfig
+    evaluation: EvaluationConfig
 
 
-def erase(request: Request, out: str | Path, *, report: bool = True) -> dict[str, Any]:
+def erase(request: EraseRequest, out: str | Path, *, report: bool = True) -> dict[str, Any]:
     """Carry out `request` in the folder `out`; returns `ua`, `ra`, `seconds`, all metrics, and the same of `original`.
 
     The folder gets run.json, log.jsonl, mask.safetensors, model/ (a folder that the stock library loads), samples/ and
     report.html (unless `report` says no). The same request on the same folder continues a killed run, with the same
     bits, or returns its result.
     """
-    request.judging.check()
+    request.evaluation.check()
     if request.probe_every < 0:
         raise OptionError(f"--probe-every {request.probe_every} must be at least 0")
     model = load_model(request.model).to(device())
     wanted = replace(request.wanted, forget=request.forget)
-    subject = subject_of(model, wanted, request.seed)
+    target = target_of(model, wanted, request.seed)
     method, scoring = _resolved(request, model)
-    subject.need_forget()
-    method.check(subject.task)
+    target.need_forget()
+    method.check(target.task)
     method.check_model(model)
     if request.probe_every:
-        subject.look(model, request.judging)
+        target.probe(model, request.evaluation)
     if request.evaluate and isinstance(model, DiffusionModel):
-        subject.check_judge(request.judging)
-    settings = _settings(request, model, subject, method, scoring)
-    judging = Judging.from_json(settings["judging"])
-    return _carried_out(settings, out, _Plan(model, subject, method, scoring, judging), report)
+        target.check_labeler(request.evaluation)
+    settings = _settings(request, model, target, method, scoring)
+    evaluation = EvaluationConfig.from_json(settings["evaluation"])
+    return _carried_out(settings, out, _Prepared(model, target, method, scoring, evaluation), report)
 
 
 def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
@@ -94,18 +94,18 @@ def repeat(config: str | Path, out: str | Path) -> dict[str, Any]:
     model = load_model(settings["model"]).to(device())
     if model.hash != settings["model_hash"]:
         raise OptionError(f"{settings['model']} is no longer the model of {config}: its weights have changed")
-    subject = recorded(model, settings)
-    if any(subject.settings.get(key) != settings.get(key) for key in ("data_hash", "images_hash", "parts_hash")):
+    target = recorded_target(model, settings)
+    if any(target.settings.get(key) != settings.get(key) for key in ("data_hash", "images_hash", "parts_hash")):
         raise OptionError(f"the images of {config} are no longer the same: they have changed since")
     method = build(registry.load("methods", settings["method"]), settings["method"], settings["options"])
     if settings["mask_hash"] != _hash_of(settings["mask"], method.part_of(model)):
         raise OptionError(f"{settings['mask']} is no longer the mask of {config}: it has changed")
-    scoring = build(SaliencySettings, "saliency", settings["saliency"])
-    judging = Judging.from_json(settings["judging"])
-    return _carried_out(settings, out, _Plan(model, subject, method, scoring, judging))
+    scoring = build(SaliencyConfig, "saliency", settings["saliency"])
+    evaluation = EvaluationConfig.from_json(settings["evaluation"])
+    return _carried_out(settings, out, _Prepared(model, target, method, scoring, evaluation))
 
 
-def _resolved(request: Request, model: Model) -> tuple[Method, SaliencySettings]:
+def _resolved(request: EraseRequest, model: Model) -> tuple[Method, SaliencyConfig]:
     """The method and the scoring with every option decided: paper, family, model card, preset, then flags."""
     kind = registry.load("methods", request.method)
     card = dict(model.info.get("erase", {}).get(request.method, {}))
@@ -121,7 +121,7 @@ def _resolved(request: Request, model: Model) -> tuple[Method, SaliencySettings]
     layers = [family, card, preset, request.options]
     # Steps that are asked for replace epochs that are only a default.
     layers = [{"epochs": 0.0, **layer} if "steps" in layer and _has_epochs(kind) else layer for layer in layers]
-    scoring = build(SaliencySettings, "the saliency", *scores)
+    scoring = build(SaliencyConfig, "the saliency", *scores)
     scoring.check()
     return build(kind, f"method {request.method}", *layers), scoring
 
@@ -131,17 +131,17 @@ def _has_epochs(kind: Any) -> bool:
 
 
 def _settings(
-    request: Request, model: Model, subject: Subject, method: Method, scoring: SaliencySettings
+    request: EraseRequest, model: Model, target: ForgetTarget, method: Method, scoring: SaliencyConfig
 ) -> dict[str, Any]:
     mask = request.mask or method.default_mask
     if mask != "none" and method.no_mask:
         raise NotApplicableError(f"--mask {mask} has no meaning for {request.method}: {method.no_mask}")
-    classifier = request.judging.classifier
-    judging = request.judging.as_json() | {"classifier": located(classifier) if classifier else None}
+    classifier = request.evaluation.classifier
+    evaluation = request.evaluation.as_json() | {"classifier": located(classifier) if classifier else None}
     return {
         "model": located(request.model),
         "model_hash": model.hash,
-        **subject.settings,
+        **target.settings,
         "method": request.method,
         "options": asdict(method),
         "mask": mask if mask in MASKS else str(Path(mask).resolve()),
@@ -149,7 +149,7 @@ def _settings(
         "saliency": asdict(scoring),
         "seed": request.seed,
         "evaluate": request.evaluate,
-        "judging": judging,
+        "evaluation": evaluation,
         "probe_every": request.probe_every,
     }
 
@@ -159,22 +159,22 @@ def _hash_of(mask: str, part: Model) -> str | None:
     return None if mask in MASKS else hash_tensors(read_mask(mask, part).tensors)
 
 
-def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan, report: bool = True) -> dict[str, Any]:
-    with Run(out, "erase", settings) as run:
+def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Prepared, report: bool = True) -> dict[str, Any]:
+    with RunDir(out, "erase", settings) as run:
         run.document = agreed(run.document)
         if run.done:
             return run.result
-        model, subject = plan.model, plan.subject
+        model, target = plan.model, plan.target
         if "trained" in run.document:
             model = plan.model.load(str(run.folder / "model")).to(plan.model.device)
-            subject.prepare(model)
+            target.prepare(model)
         else:
             _train(run, plan)
         result: dict[str, Any] = {
             "run": str(run.folder),
             "method": settings["method"],
             "mask": settings["mask"],
-            "forget": subject.task.concept,
+            "forget": target.task.concept,
             "ua": None,
             "ra": None,
             **run.document["trained"],
@@ -182,10 +182,10 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan, report:
         before = after = None
         if settings["evaluate"]:
             original = original_of(settings, model.device)
-            before = subject.evidence(original, plan.judging, None)
-            after = subject.evidence(model, plan.judging, run.folder / "samples", before)
-            result |= measured(after, plan.judging.metrics)
-            result["original"] = {"seconds": 0.0, **measured(before, plan.judging.metrics)}
+            before = target.evidence(original, plan.evaluation, None)
+            after = target.evidence(model, plan.evaluation, run.folder / "samples", before)
+            result |= measured(after, plan.evaluation.metrics)
+            result["original"] = {"seconds": 0.0, **measured(before, plan.evaluation.metrics)}
         if is_main():
             if report:
                 write_report(run, result, before, after)
@@ -194,16 +194,16 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Plan, report:
         return result
 
 
-def _train(run: Run, plan: _Plan) -> None:
+def _train(run: RunDir, plan: _Prepared) -> None:
     """Mask and method; leaves model/ and what is known of it as `trained` in run.json."""
-    settings, model, subject = run.settings, plan.model, plan.subject
+    settings, model, target = run.settings, plan.model, plan.target
     held = 4 * sum(parameter.numel() for parameter in model.network.parameters())
     # The cleaned model, a checkpoint (network and two moments), and the same once more while it is replaced.
-    require_room(run.folder, 5 * held, "this run", "give --out on another disk")
+    require_disk_space(run.folder, 5 * held, "this run", "give --out on another disk")
     reads = {*plan.method.reads, *(("forget",) if settings["mask"] in SCORED else ())}
-    subject.prepare(model)
-    forget = subject.forget_data if "forget" in reads else Dataset.nothing()
-    retain = subject.retain_data if "retain" in reads else Dataset.nothing()
+    target.prepare(model)
+    forget = target.forget_data if "forget" in reads else Dataset.nothing()
+    retain = target.retain_data if "retain" in reads else Dataset.nothing()
     run.update(device=str(model.device), threads=torch.get_num_threads())
     mask = _mask(run, plan, forget)
     on_step = _probing(settings["probe_every"], plan)
@@ -211,8 +211,8 @@ def _train(run: Run, plan: _Plan) -> None:
         model.info.pop(name, None)
     if "dtypes" in model.info:  # one format for all parts, or the stock pipeline could not draw from the folder
         model.info["dtypes"] = dict.fromkeys(model.info["dtypes"], "float32")
-    subject.mark(model.info)
-    job = Job(subject.task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
+    target.mark(model.info)
+    job = Job(target.task, forget, retain, mask, settings["seed"], run.folder, run.fingerprint, on_step)
     try:
         with measured_peak() as peak:
             outcome = plan.method.erase(model, job)
@@ -234,7 +234,7 @@ def _train(run: Run, plan: _Plan) -> None:
             "mask_seconds": mask_seconds,
             "steps": len(outcome.records),
             **peak,
-            **moved(plan.method, model, original_of(settings, torch.device("cpu"))),
+            **weight_change(plan.method, model, original_of(settings, torch.device("cpu"))),
         },
     )
 
@@ -247,7 +247,7 @@ def original_of(settings: Mapping[str, Any], on: torch.device) -> Model:
     return model
 
 
-def _mask(run: Run, plan: _Plan, forget: Dataset) -> Mask | None:
+def _mask(run: RunDir, plan: _Prepared, forget: Dataset) -> Mask | None:
     """The run's mask, made once and kept as mask.safetensors; its seconds go to run.json."""
     kind, path = run.settings["mask"], run.folder / "mask.safetensors"
     if kind == "none":
@@ -260,7 +260,7 @@ def _mask(run: Run, plan: _Plan, forget: Dataset) -> Mask | None:
     began = time.perf_counter()
     partial = run.folder / ".saliency"
     if kind in MASKS:
-        how = (forget, plan.scoring, run.settings["seed"], partial, run.fingerprint, plan.subject.task.concept)
+        how = (forget, plan.scoring, run.settings["seed"], partial, run.fingerprint, plan.target.task.concept)
         mask = build_mask(kind, part, *how, low_memory=getattr(plan.method, "memory", "") == "low")
     else:
         mask = read_mask(kind, part)
@@ -272,15 +272,15 @@ def _mask(run: Run, plan: _Plan, forget: Dataset) -> Mask | None:
     return mask
 
 
-def _probing(every: int, plan: _Plan) -> Callable[[int], Mapping[str, Any]] | None:
+def _probing(every: int, plan: _Prepared) -> Callable[[int], Mapping[str, Any]] | None:
     """A look at UA and RA every so many steps."""
     if not every:
         return None
-    look = plan.subject.look(plan.model, plan.judging)
-    return lambda done: look(plan.model) if done % every == 0 else {}
+    probe = plan.target.probe(plan.model, plan.evaluation)
+    return lambda done: probe(plan.model) if done % every == 0 else {}
 
 
-def moved(method: Method, model: Model, original: Model) -> dict[str, Any]:
+def weight_change(method: Method, model: Model, original: Model) -> dict[str, Any]:
     """`moves` (what of it), `hash` (of the network), `changed_weights`, `total_weights` and `relative_change`.
 
     The counts are those of the part that the method moves, and `relative_change` is the norm of the change relative to

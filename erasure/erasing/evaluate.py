@@ -10,26 +10,26 @@ from typing import Any
 from erasure.core.distributed import device, shared_folder
 from erasure.core.errors import OptionError
 from erasure.core.run_dir import read_record
-from erasure.erasing.targets import Wanted, recorded, subject_of
+from erasure.erasing.targets import TargetSpec, recorded_target, target_of
 from erasure.evaluation.measure import measured
-from erasure.evaluation.settings import Judging
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import load_model, resolve
 
 
-def evaluate(given: str, wanted: Wanted, judging: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def evaluate(given: str, wanted: TargetSpec, evaluation: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Measure a run (against the original it was made from) or a model (by itself).
 
-    A run brings its own task, data and judging; entries of `judging` (fields of Judging and of SampleSettings) replace
-    its own. A bare model needs what it is asked to have forgotten for UA.
+    A run brings its own task, data and evaluation; entries of `evaluation` (fields of EvaluationConfig and of
+    SamplingOptions) replace its own. A bare model needs what it is asked to have forgotten for UA.
     """
     began = time.perf_counter()
     document = _erase_run(given)
     if document is None:
-        result = _evaluate_model(given, Judging().replaced(judging or {}), wanted)
-    elif wanted != Wanted():
+        result = _evaluate_model(given, EvaluationConfig().replaced(evaluation or {}), wanted)
+    elif wanted != TargetSpec():
         raise OptionError(f"{given} is a run, which brings its own task and data: leave --forget, --data and so on out")
     else:
-        result = _evaluate_run(Path(given), document, judging or {})
+        result = _evaluate_run(Path(given), document, evaluation or {})
     return {**result, "evaluation_seconds": time.perf_counter() - began}
 
 
@@ -41,39 +41,39 @@ def _erase_run(given: str) -> dict[str, Any] | None:
 
 def _evaluate_run(folder: Path, document: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     settings = document["settings"]
-    judging = Judging.from_json(settings["judging"]).replaced(overrides)
-    judging.check()
+    evaluation = EvaluationConfig.from_json(settings["evaluation"]).replaced(overrides)
+    evaluation.check()
     model = load_model(folder).to(device())
     original = load_model(settings["model"]).to(device())
     if original.hash != settings["model_hash"]:
         raise OptionError(
             f"{settings['model']} is no longer the model that {folder} was made from: its weights have changed"
         )
-    subject = recorded(original, settings)
-    subject.prepare(model)
-    before = subject.evidence(original, judging, None)
+    target = recorded_target(original, settings)
+    target.prepare(model)
+    before = target.evidence(original, evaluation, None)
     with shared_folder() as scratch:
         # Samples made under the run's own settings are kept in it; others are drawn aside.
-        own = judging.samples.overrides() == Judging.from_json(settings["judging"]).samples.overrides()
-        own = own and judging.sample_seed == settings["judging"]["sample_seed"]
+        own = evaluation.samples.overrides() == EvaluationConfig.from_json(settings["evaluation"]).samples.overrides()
+        own = own and evaluation.sample_seed == settings["evaluation"]["sample_seed"]
         place = folder / "samples" if own else scratch
-        after = subject.evidence(model, judging, place, before)
-        result = measured(after, judging.metrics)
+        after = target.evidence(model, evaluation, place, before)
+        result = measured(after, evaluation.metrics)
     trained = document.get("trained", {})
     return {
         "run": str(folder),
         "method": settings["method"],
-        "forget": subject.task.concept,
+        "forget": target.task.concept,
         "seconds": trained.get("seconds"),
         **result,
-        "original": {"seconds": 0.0, **measured(before, judging.metrics)},
+        "original": {"seconds": 0.0, **measured(before, evaluation.metrics)},
     }
 
 
-def _evaluate_model(given: str, judging: Judging, wanted: Wanted) -> dict[str, Any]:
-    judging.check()
+def _evaluate_model(given: str, evaluation: EvaluationConfig, wanted: TargetSpec) -> dict[str, Any]:
+    evaluation.check()
     model = load_model(given).to(device())
-    subject = subject_of(model, wanted)
-    result = measured(subject.evidence(model, judging, None), judging.metrics)
+    target = target_of(model, wanted)
+    result = measured(target.evidence(model, evaluation, None), evaluation.metrics)
     row = {"seconds": 0.0, **result}
-    return {"model": resolve(given), "forget": subject.task.concept, **row, "original": row}
+    return {"model": resolve(given), "forget": target.task.concept, **row, "original": row}

@@ -23,11 +23,11 @@ from erasure.core import plots
 from erasure.core.distributed import device
 from erasure.core.errors import DivergedError, OptionError
 from erasure.core.files import write_text
-from erasure.core.rng import derive
-from erasure.core.run_dir import Run
+from erasure.core.rng import derive_seed
+from erasure.core.run_dir import RunDir
 from erasure.data import Dataset
-from erasure.erasing.targets import Wanted, subject_of
-from erasure.erasing.targets.classes import Classes
+from erasure.erasing.targets import TargetSpec, target_of
+from erasure.erasing.targets.classes import ClassTarget
 from erasure.models import load_family, located
 from erasure.models.classifier import Classifier
 from erasure.training.curvature import Curvature, SampleLosses, WeightSpace, damped, solve
@@ -38,7 +38,7 @@ SHOWN = 200  # points of a curve
 
 
 @dataclass(frozen=True)
-class InfluenceSettings:
+class InfluenceConfig:
     """How influence is computed."""
 
     curvature: Annotated[Curvature, "empirical Fisher (woodfisher), or Hessian"] = "woodfisher"
@@ -58,7 +58,7 @@ class InfluenceSettings:
 
 
 def influence(
-    model: str, wanted: Wanted, out: str | Path, settings: InfluenceSettings, seed: int = 0
+    model: str, wanted: TargetSpec, out: str | Path, settings: InfluenceConfig, seed: int = 0
 ) -> dict[str, Any]:
     """Rank the training samples of a classifier; returns the first of them and, where it is known, what was found.
 
@@ -69,25 +69,27 @@ def influence(
     settings.check()
     loaded = load_family(model, Classifier).to(device())
     if wanted.forget is None and (loaded.info.get("recipe") or {}).get("mislabel"):
-        wanted = Wanted(forget="mislabelled", data=wanted.data, data_dir=wanted.data_dir, image_size=wanted.image_size)
-    subject = subject_of(loaded, wanted, seed)
-    assert isinstance(subject, Classes)
-    asked = {**subject.settings, "influence": asdict(settings), "seed": seed}
-    with Run(out, "influence", {"model": located(model), "model_hash": loaded.hash, **asked}) as run:
+        wanted = TargetSpec(
+            forget="mislabelled", data=wanted.data, data_dir=wanted.data_dir, image_size=wanted.image_size
+        )
+    target = target_of(loaded, wanted, seed)
+    assert isinstance(target, ClassTarget)
+    asked = {**target.settings, "influence": asdict(settings), "seed": seed}
+    with RunDir(out, "influence", {"model": located(model), "model_hash": loaded.hash, **asked}) as run:
         if run.done:
             return run.result
-        scores = scores_of(loaded, subject.dataset, subject.test_data, settings, seed)
+        scores = scores_of(loaded, target.dataset, target.test_data, settings, seed)
         order = np.argsort(-scores["influence"], kind="stable")
-        write_text(run.folder / "ranking.csv", _table(order, scores, subject.dataset))
+        write_text(run.folder / "ranking.csv", _table(order, scores, target.dataset))
         result: dict[str, Any] = {
             "run": str(run.folder),
             "samples": len(order),
-            "top": [_row(int(i), scores, subject.dataset) for i in order[: settings.top]],
+            "top": [_row(int(i), scores, target.dataset) for i in order[: settings.top]],
             "known": None,
         }
         if wanted.forget is not None:
-            known = int(subject.forgotten.sum())
-            curves = {name: found_curve(values, subject.forgotten) for name, values in scores.items()}
+            known = int(target.forgotten.sum())
+            curves = {name: found_curve(values, target.forgotten) for name, values in scores.items()}
             curves["random"] = np.linspace(0, 1, len(order) + 1)
             result |= {"known": known, "found": {name: summary(curve, known) for name, curve in curves.items()}}
             write_text(run.folder / "found.svg", plots.svg(_figure(curves)))
@@ -96,13 +98,15 @@ def influence(
 
 
 def scores_of(
-    model: Classifier, dataset: Dataset, test: Dataset, settings: InfluenceSettings, seed: int
+    model: Classifier, dataset: Dataset, test: Dataset, settings: InfluenceConfig, seed: int
 ) -> dict[str, np.ndarray]:
     """How suspicious each sample of `dataset` is, (n,), by each of ORDERS: the higher, the more."""
     space = WeightSpace(model.network)
-    chosen = np.sort(np.random.default_rng(derive(seed, "curvature")).permutation(len(dataset))[: settings.samples])
+    chosen = np.sort(
+        np.random.default_rng(derive_seed(seed, "curvature")).permutation(len(dataset))[: settings.samples]
+    )
     train, held, measured = (
-        SampleLosses(model, space, data, derive(seed, "influence"), chosen=rows, batch_size=settings.batch_size)
+        SampleLosses(model, space, data, derive_seed(seed, "influence"), chosen=rows, batch_size=settings.batch_size)
         for data, rows in ((dataset, None), (test, None), (dataset, chosen))
     )
     slope, product = held.gradient(), damped(settings.curvature, measured, settings.damping)

@@ -13,10 +13,10 @@ from erasure.core.distributed import device
 from erasure.core.errors import MaskError, OptionError, OutputError, RunError, suggestion
 from erasure.core.files import held, writing
 from erasure.core.run_dir import fingerprint, is_main
-from erasure.erasing.targets import Wanted, subject_of
+from erasure.erasing.targets import TargetSpec, target_of
 from erasure.models import Model, load_model
 from erasure.saliency.mask import Mask
-from erasure.saliency.scores import SaliencySettings, build_mask
+from erasure.saliency.scores import SaliencyConfig, build_mask
 
 MASKS = ("saliency", "none", "random", "inverted")
 SCORED = ("saliency", "inverted")  # those that are made from gradients on what is to be forgotten
@@ -24,9 +24,9 @@ SCORED = ("saliency", "inverted")  # those that are made from gradients on what 
 
 def make_mask(
     model: str,
-    wanted: Wanted,
+    wanted: TargetSpec,
     out: str | Path,
-    settings: SaliencySettings,
+    settings: SaliencyConfig,
     *,
     kind: str = "saliency",
     seed: int = 0,
@@ -42,9 +42,9 @@ def make_mask(
     if path.is_dir():
         raise OutputError(f"--out {path} is a folder: give a file such as {path / 'mask.safetensors'}")
     loaded = load_model(model).to(device())
-    subject = subject_of(loaded, wanted, seed)
-    subject.need_forget()
-    about = {**subject.settings, "forget": subject.task.forget}
+    target = target_of(loaded, wanted, seed)
+    target.need_forget()
+    about = {**target.settings, "forget": target.task.forget}
     given = {"kind": kind, "model": loaded.hash, "about": about, "seed": seed}
     key = fingerprint({**given, **asdict(settings)})
     with _alone(path):
@@ -55,7 +55,7 @@ def make_mask(
         else:
             began = time.perf_counter()
             partial = path.with_name(f".{path.name}.partial")
-            forgotten, title = subject.forget_data, subject.task.concept
+            forgotten, title = target.forget_data, target.task.concept
             made = build_mask(kind, loaded, forgotten, settings, seed, partial, key, title, checkpoint_every)
             extra = {"fingerprint": key, "kind": kind, "seconds": time.perf_counter() - began}
             mask = Mask(made.tensors, {**made.provenance, **extra})

@@ -24,8 +24,8 @@ from erasure.data import Aspect
 from erasure.data.images import to_float
 from erasure.evaluation.features.clip import (
     BATCH_SIZE,
-    Clip,
-    Reading,
+    ClipModel,
+    ImagePreprocessor,
     clip_image_features,
     clip_text_features,
     hash_of,
@@ -56,7 +56,7 @@ DISTRACTORS = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class ImageLabels:
     """What was seen in n images.
 
     `told` has the values seen by domain, (n, k) strings in order, "" where there is nothing; `features` is (n, d).
@@ -66,7 +66,7 @@ class Judged:
     features: np.ndarray
 
 
-class Judge(ABC):
+class ImageLabeler(ABC):
     """Says what images show. `domains` are the answers it can give, by domain."""
 
     name: str
@@ -78,11 +78,11 @@ class Judge(ABC):
         """SHA-256 that tells this judge from any other."""
 
     @abstractmethod
-    def describe(self, images: np.ndarray) -> Judged:
+    def describe(self, images: np.ndarray) -> ImageLabels:
         """What uint8 images (n, h, w, 3) show; raises DataError for anything else."""
 
 
-class OwnJudge(Judge):
+class OwnLabeler(ImageLabeler):
     """A classifier of ours: it tells the aspects it was trained on, those of one domain in order, or else classes."""
 
     def __init__(self, name: str, model: Classifier, wanted: Mapping[str, Sequence[str]]) -> None:
@@ -108,7 +108,7 @@ class OwnJudge(Judge):
         """SHA-256 of the classifier's weights."""
         return self.model.hash
 
-    def describe(self, images: np.ndarray) -> Judged:
+    def describe(self, images: np.ndarray) -> ImageLabels:
         """The likeliest answer of each aspect, or class, and the pooled features."""
         if not len(images):
             raise DataError("there are no images to judge")
@@ -120,13 +120,15 @@ class OwnJudge(Judge):
             said = self._said[domain]
             columns = [_column([said[label] for label in self._answers[one]], blocks[one]) for one in members]
             told[domain] = np.concatenate(columns, axis=1)
-        return Judged(told, features.double().numpy())
+        return ImageLabels(told, features.double().numpy())
 
 
-class StockJudge(Judge):
+class TransformersLabeler(ImageLabeler):
     """An image classifier of transformers (ResNet, ViT, Swin, ConvNeXt, ...) with the labels of its config.json."""
 
-    def __init__(self, name: str, network: Any, reading: Reading, wanted: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self, name: str, network: Any, reading: ImagePreprocessor, wanted: Mapping[str, Sequence[str]]
+    ) -> None:
         self.name, self.network, self.reading = name, network, reading
         labels = [str(network.config.id2label[i]) for i in range(network.config.num_labels)]
         self._domain = _only(name, wanted)
@@ -158,16 +160,16 @@ class StockJudge(Judge):
             handle.remove()
         return torch.cat(logits), torch.cat(kept)
 
-    def describe(self, images: np.ndarray) -> Judged:
+    def describe(self, images: np.ndarray) -> ImageLabels:
         """The likeliest label, and what its head receives."""
         logits, features = self.look(images)
-        return Judged({self._domain: _column(self._said, logits)}, features.double().numpy())
+        return ImageLabels({self._domain: _column(self._said, logits)}, features.double().numpy())
 
 
-class ZeroShotJudge(Judge):
+class ZeroShotLabeler(ImageLabeler):
     """A CLIP that picks, in each domain, the value whose prompt is nearest to the image."""
 
-    def __init__(self, name: str, model: Clip, wanted: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, name: str, model: ClipModel, wanted: Mapping[str, Sequence[str]]) -> None:
         self.name, self.model = name, model
         self.domains = {domain: _enough(name, domain, values) for domain, values in wanted.items()}
         if not self.domains:
@@ -182,7 +184,7 @@ class ZeroShotJudge(Judge):
         """SHA-256 of the weights, of how images are read, and of the answers to choose from."""
         return fingerprint({"model": self.model.hash, "domains": self.domains, "prompts": PROMPTS})
 
-    def describe(self, images: np.ndarray) -> Judged:
+    def describe(self, images: np.ndarray) -> ImageLabels:
         """The value of the largest cosine in each domain, and the projected embeddings."""
         features = clip_image_features(self.model, images)
         # An image's length scales all its cosines alike and changes no order.
@@ -190,10 +192,10 @@ class ZeroShotJudge(Judge):
             domain: _column(self.domains[domain], features @ nn.functional.normalize(text).T)
             for domain, text in self._text.items()
         }
-        return Judged(told, features.double().numpy())
+        return ImageLabels(told, features.double().numpy())
 
 
-def judge_of(given: str, wanted: Sequence[tuple[str, str]], device: torch.device | str = "cpu") -> Judge:
+def open_labeler(given: str, wanted: Sequence[tuple[str, str]], device: torch.device | str = "cpu") -> ImageLabeler:
     """The judge that `given` means, able to tell every (domain, value) of `wanted`.
 
     `given` is a classifier of ours (a folder, a run, a shipped name), an image classifier of transformers (a folder or
@@ -204,15 +206,15 @@ def judge_of(given: str, wanted: Sequence[tuple[str, str]], device: torch.device
     for domain, value in dict.fromkeys(wanted):
         by_domain.setdefault(domain, []).append(value)
     if given.startswith("clip:"):
-        return ZeroShotJudge(given, load_clip(given.removeprefix("clip:"), device), by_domain)
+        return ZeroShotLabeler(given, load_clip(given.removeprefix("clip:"), device), by_domain)
     folder = local_folder(given)
     if "family" in Model.info_of(folder):
         model = load_family(folder, Classifier).to(torch.device(device))
-        return OwnJudge(given, model, by_domain)
+        return OwnLabeler(given, model, by_domain)
     from transformers import AutoModelForImageClassification
 
     network = load_network(AutoModelForImageClassification, folder).to(torch.device(device))
-    return StockJudge(given, network, Reading.of(folder), by_domain)
+    return TransformersLabeler(given, network, ImagePreprocessor.of(folder), by_domain)
 
 
 def _only(name: str, wanted: Iterable[str]) -> str:
@@ -223,7 +225,7 @@ def _only(name: str, wanted: Iterable[str]) -> str:
     return domains[0]
 
 
-def _named(labels: Sequence[str], values: Sequence[str], judge: str) -> tuple[str, ...]:
+def _named(labels: Sequence[str], values: Sequence[str], labeler: str) -> tuple[str, ...]:
     """What each label is called: by the wanted value that means it, else by the first of its own names.
 
     A value means the labels that are the same text, else those that have it among their names, between commas; case
@@ -237,11 +239,11 @@ def _named(labels: Sequence[str], values: Sequence[str], judge: str) -> tuple[st
         for i in same or [i for i, own in enumerate(names) if folded in own]:
             if i in called:
                 raise OptionError(
-                    f"judge {judge} gives one answer for {called[i]!r} and {value!r}: want one of the two"
+                    f"judge {labeler} gives one answer for {called[i]!r} and {value!r}: want one of the two"
                 )
             called[i] = value
         if value not in called.values():
-            raise OptionError(f"judge {judge} has no answer {value!r}{_near(value, labels)}")
+            raise OptionError(f"judge {labeler} has no answer {value!r}{_near(value, labels)}")
     taken = {value.strip().casefold() for value in values}
     first = [
         label if own[0] in taken else label.split(",")[0].strip() for label, own in zip(labels, names, strict=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from erasure.core.errors import DataError, NotApplicableError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 
 REPEATS = 1000  # resamples of a bootstrap; a tenth of them where a kernel has more than PAIRS entries
 PAIRS = 1_000_000
@@ -82,7 +82,7 @@ def kernel_distance(
 
 def _resampled(n: int, m: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """How often each row of both sides is counted, (draws, n) and (draws, m): first once each, then by resampling."""
-    random = np.random.default_rng(derive(0, name, n, m))
+    random = np.random.default_rng(derive_seed(0, name, n, m))
     draws = 1 + (REPEATS if n * m <= PAIRS else REPEATS // 10)
     w, v = np.ones((draws, n)), np.ones((draws, m))
     for i in range(1, draws):

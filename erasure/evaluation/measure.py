@@ -7,10 +7,10 @@ from typing import Any
 
 from erasure.core import registry
 from erasure.core.errors import NotApplicableError
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
-def measured(evidence: Evidence, metrics: Sequence[str]) -> dict[str, Any]:
+def measured(evidence: ModelOutputs, metrics: Sequence[str]) -> dict[str, Any]:
     """`{"ua", "ra", "metrics": {name: score}, "not_measured": {name: reason}}`.
 
     Without named `metrics` those that apply are measured and the others listed with the reason; a named one that does
@@ -28,4 +28,4 @@ def measured(evidence: Evidence, metrics: Sequence[str]) -> dict[str, Any]:
             skipped[name] = str(error)
     kept = "ra" if "ra" in scores else "ira"  # what was kept, in the words of each kind of model
     headline = {key: scores[name]["value"] if name in scores else None for key, name in (("ua", "ua"), ("ra", kept))}
-    return {**headline, "metrics": scores, "not_measured": skipped, "judge_hash": evidence.judge_hash}
+    return {**headline, "metrics": scores, "not_measured": skipped, "classifier_hash": evidence.labeler_hash}

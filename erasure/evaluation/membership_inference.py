@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.core.statistics import Z
 
 
@@ -31,7 +31,7 @@ def called_non_members(
         if not len(values):
             raise NotApplicableError(f"the attack on membership needs {name} samples: there are none")
     count = min(len(members), len(non_members))
-    random = np.random.default_rng(derive(seed, "membership"))
+    random = np.random.default_rng(derive_seed(seed, "membership"))
     sides = [random.choice(values, count, replace=False) for values in (members, non_members)]
     inside = np.repeat([1, 0], count)
     if np.ptp(np.concatenate(sides)) == 0:

@@ -20,18 +20,18 @@ from erasure.evaluation.distances import need_two
 from erasure.evaluation.features.clip import BATCH_SIZE, clip_image_features, load_clip
 from erasure.evaluation.features.dinov2 import dinov2_features, load_dinov2
 from erasure.evaluation.features.inception import inception_features, inception_file, load_inception
-from erasure.evaluation.predictions import Answers, finite, need_one_label, tested
+from erasure.evaluation.predictions import Predictions, finite, need_one_label, tested
 from erasure.formats.safetensors_io import hash_tensors, read_tensors, write_tensors
 from erasure.models import DiffusionModel, Model
 from erasure.models.classifier import Classifier
-from erasure.sampling.draw import UNCONDITIONAL, Samples, SampleSettings, draw
+from erasure.sampling.draw import UNCONDITIONAL, LabeledImages, SamplingOptions, draw
 
 Part = Literal["forget", "retain"]
 Split = Literal["forget", "retain", "test"]
 Kind = Literal["domain", "across", "together"]
 Space = Literal["inception", "clip", "dinov2"]
 Pair = tuple[np.ndarray, np.ndarray]
-Embed = Callable[[np.ndarray], np.ndarray]
+Embedder = Callable[[np.ndarray], np.ndarray]
 MODELS = {"clip": "CLIP", "dinov2": "DINOv2"}
 OF_CLASSIFIERS = ("ua", "ra", "ta", "mia", "loss_auc")
 IMAGES_A_ROW = 8
@@ -48,11 +48,11 @@ class PictureRow(NamedTuple):
 class Embedding(NamedTuple):
     """`look` brings uint8 images (n, h, w, c) into a space, (n, d) float64; `hash` tells its network from any other."""
 
-    look: Embed
+    look: Embedder
     hash: Callable[[], str]
 
 
-class Evidence:
+class ModelOutputs:
     """One model under one task.
 
     A generator is judged by a held `classifier` on the images it draws for each class; a classifier by its own answers
@@ -73,26 +73,26 @@ class Evidence:
         folder: Path,
         *,
         classifier: Classifier | None = None,
-        original: Evidence | None = None,
-        settings: SampleSettings | None = None,
+        original: ModelOutputs | None = None,
+        settings: SamplingOptions | None = None,
         seed: int = 0,
         inception: str | None = None,
         clip: str | None = None,
         dinov2: str | None = None,
         forget_ids: np.ndarray | None = None,
         test: Callable[[], Dataset] | None = None,
-        retrained: Evidence | None = None,
+        retrained: ModelOutputs | None = None,
     ) -> None:
         self.model, self.task, self.dataset, self.folder = model, task, dataset, folder
         self.held, self.original, self.retrained = classifier, original, retrained
         self.forget_ids, self._test = forget_ids, test
         if isinstance(model, Classifier):
             self.default_metrics = OF_CLASSIFIERS
-        self.settings, self.seed = settings or SampleSettings(), seed
+        self.settings, self.seed = settings or SamplingOptions(), seed
         self.inception, self.clip, self.dinov2 = inception, clip, dinov2
 
     @property
-    def judge(self) -> Classifier:
+    def labeler(self) -> Classifier:
         """Who says which class an image shows."""
         if isinstance(self.model, Classifier):
             return self.model
@@ -104,7 +104,7 @@ class Evidence:
         return self.held
 
     @property
-    def judge_hash(self) -> str | None:
+    def labeler_hash(self) -> str | None:
         """Hash of the classifier that judges samples, None without one."""
         return None if self.held is None else self.held.hash
 
@@ -117,15 +117,15 @@ class Evidence:
         raise NotApplicableError("it needs prompts: a text-to-image model and a concept")
 
     @cached_property
-    def samples(self) -> Samples:
+    def samples(self) -> LabeledImages:
         """The images judged: drawn by a generator, or those of the data set for a classifier."""
         if isinstance(self.model, DiffusionModel):
             return draw(self.model, range(len(self.task.class_names)), self.settings, self.seed, self.folder)
-        return Samples(self.dataset.images, self.dataset.labels)
+        return LabeledImages(self.dataset.images, self.dataset.labels)
 
     @cached_property
     def _answered(self) -> tuple[np.ndarray, np.ndarray]:
-        logits, features = self.judge.describe(to_float(self.samples.images))
+        logits, features = self.labeler.describe(to_float(self.samples.images))
         return logits.double().numpy(), features.double().numpy()
 
     @cached_property
@@ -144,7 +144,7 @@ class Evidence:
         labels = self.samples.labels
         if self.forget_ids is not None:
             forgotten = np.isin(range(len(labels)), self.forget_ids)
-            return forgotten if part == "forget" else ~forgotten & ~np.isin(labels, self.task.gone)
+            return forgotten if part == "forget" else ~forgotten & ~np.isin(labels, self.task.already_erased)
         if part == "forget" and not self.task.forget:
             raise NotApplicableError("no class is named as forgotten: give --forget")
         return np.isin(labels, self.task.forget if part == "forget" else self.task.retain)
@@ -153,17 +153,17 @@ class Evidence:
         """Whether the judge sees the class that was asked for, one boolean an image of the part."""
         return (self.predicted == self.samples.labels)[self.chosen(part)]
 
-    def answers(self, part: Split) -> Answers:
+    def answers(self, part: Split) -> Predictions:
         """A classifier's own answers to the samples of a part; raises NotApplicableError for any other model."""
         need_one_label(self.model)
         if part == "test":
             return self._tested
-        return Answers(finite(self._answered[0]), self.samples.labels).of(self.chosen(part))
+        return Predictions(finite(self._answered[0]), self.samples.labels).of(self.chosen(part))
 
     @cached_property
-    def _tested(self) -> Answers:
+    def _tested(self) -> Predictions:
         """Those to the test split, without the classes that were forgotten as a whole."""
-        gone = {*self.task.gone, *(self.task.forget if self.forget_ids is None else ())}
+        gone = {*self.task.already_erased, *(self.task.forget if self.forget_ids is None else ())}
         return tested(need_one_label(self.model), self._test, self.dataset.class_names, gone)
 
     def features(self, part: Part) -> np.ndarray:
@@ -178,7 +178,7 @@ class Evidence:
     def reference_features(self, part: Part) -> np.ndarray:
         """The judge's pooled features of real images, (m, d)."""
         self._need_generator()
-        return self.judge.describe(to_float(self.reference(part).images))[1].double().numpy()
+        return self.labeler.describe(to_float(self.reference(part).images))[1].double().numpy()
 
     @property
     def paired_features(self) -> tuple[np.ndarray, np.ndarray, str]:
@@ -249,7 +249,7 @@ def need_network(space: Space, given: str | None) -> None:
         raise NotApplicableError(f"no {MODELS[space]} model was named: give --{space}, a folder or a hub id")
 
 
-def remembered(reference: Dataset, network_hash: str, look: Embed) -> np.ndarray:
+def remembered(reference: Dataset, network_hash: str, look: Embedder) -> np.ndarray:
     """What `look` makes of the images of a data set, (m, d); taken once, then read from the user's cache."""
     key = fingerprint({"images": reference.hash, "judge": network_hash})
     path = cache_folder() / "features" / f"{key[:32]}.safetensors"
@@ -287,12 +287,12 @@ def embedding(space: Space, given: str | None, device: torch.device) -> Embeddin
 
 
 def probe(
-    model: DiffusionModel, task: Task, judge: Classifier, seeds: dict[int, list[int]], steps: int
+    model: DiffusionModel, task: Task, labeler: Classifier, seeds: dict[int, list[int]], steps: int
 ) -> dict[str, float]:
     """A quick look during training: UA and RA in percent over few samples, `seeds` by class, few denoising steps."""
     labels = torch.tensor([label for label, own in seeds.items() for _ in own])
     images = model.generate(labels, [seed for own in seeds.values() for seed in own], num_inference_steps=steps)
-    correct = judge.describe(images)[0].argmax(1) == labels
+    correct = labeler.describe(images)[0].argmax(1) == labels
     forgotten = torch.isin(labels, torch.tensor(task.forget))
     return {
         "ua": 100 - 100 * float(correct[forgotten].float().mean()),

@@ -13,15 +13,15 @@ from erasure.data.images import to_float
 from erasure.models.classifier import Classifier
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """Logits (n, classes) float64 and the labels (n,) that are right."""
 
     logits: np.ndarray
     labels: np.ndarray
 
-    def of(self, chosen: np.ndarray) -> Answers:
+    def of(self, chosen: np.ndarray) -> Predictions:
         """Those to the chosen samples."""
-        return Answers(self.logits[chosen], self.labels[chosen])
+        return Predictions(self.logits[chosen], self.labels[chosen])
 
     @property
     def correct(self) -> np.ndarray:
@@ -68,7 +68,7 @@ def need_one_label(model: object) -> Classifier:
 
 def tested(
     model: Classifier, load: Callable[[], Dataset] | None, class_names: tuple[str, ...], without: Collection[int]
-) -> Answers:
+) -> Predictions:
     """The model's answers to the test split that `load` brings, less the classes in `without`, in evaluation mode.
 
     Without `load` it is the test split of the data that the model records. Raises NotApplicableError when there is none
@@ -78,7 +78,7 @@ def tested(
     if test.class_names != class_names:
         raise NotApplicableError(f"the test split of {test.name} has other classes than the data that is forgotten")
     test = test.of_classes(set(range(len(class_names))) - set(without))
-    return Answers(finite(model.describe(to_float(test.images))[0].double().numpy()), test.labels)
+    return Predictions(finite(model.describe(to_float(test.images))[0].double().numpy()), test.labels)
 
 
 def _recorded_test_split(model: Classifier) -> Dataset:

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from erasure.core.errors import NotApplicableError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Dataset
 from erasure.data.task import Task
-from erasure.evaluation.classifiers import Judge, Judged
+from erasure.evaluation.classifiers import ImageLabeler, ImageLabels
 from erasure.evaluation.features.clip import clip_scores, load_clip
-from erasure.evaluation.outputs import IMAGES_A_ROW, Evidence, Kind, Part, PictureRow, need_network, remembered
+from erasure.evaluation.outputs import IMAGES_A_ROW, Kind, ModelOutputs, Part, PictureRow, need_network, remembered
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts.concept import Concept, Prompt
 from erasure.prompts.concept_csv import Shows
-from erasure.sampling.draw import IMAGES_A_PROMPT, Item, Samples, SampleSettings, draw_items, path_of
+from erasure.sampling.draw import IMAGES_A_PROMPT, LabeledImages, PlannedSample, SamplingOptions, draw_items, path_of
 
 GRID = 12
 UNJUDGED = 8
@@ -50,7 +50,7 @@ def unseen_prompts(concept: Concept, dataset: Dataset, count: int, seed: int) ->
     """
     known, erased = set(concept.table()), concept.erased
     kinds: dict[bool, list[tuple[int, float, str, Shows]]] = {False: [], True: []}
-    generator = torch.Generator().manual_seed(derive(seed, "unseen"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "unseen"))
     for captions, shows in zip(dataset.captions, shown_by(dataset), strict=bool(dataset.captions)):
         if erased & set(shows):
             several = max(Counter(domain for domain, _ in shows).values()) > 1
@@ -66,7 +66,7 @@ def unseen_prompts(concept: Concept, dataset: Dataset, count: int, seed: int) ->
     return tuple(Prompt(text, "", shows) for _, _, text, shows in (*alone[: count - half], *beside[:half]))
 
 
-class TextEvidence(Evidence):
+class PromptOutputs(ModelOutputs):
     """One text-to-image model under one concept; `judge` may be missing, and with it what it would tell.
 
     `rows` are the prompts that are drawn: by default all that say what they show; without a judge a few of each kind.
@@ -84,9 +84,9 @@ class TextEvidence(Evidence):
         folder: Path,
         *,
         rows: tuple[Prompt, ...] | None = None,
-        judge: Judge | None = None,
-        original: TextEvidence | None = None,
-        settings: SampleSettings | None = None,
+        labeler: ImageLabeler | None = None,
+        original: PromptOutputs | None = None,
+        settings: SamplingOptions | None = None,
         seed: int = 0,
         inception: str | None = None,
         clip: str | None = None,
@@ -104,39 +104,41 @@ class TextEvidence(Evidence):
             clip=clip,
             dinov2=dinov2,
         )
-        if judge is None:  # nothing will be measured by prompt: a few pictures of each kind are enough
+        if labeler is None:  # nothing will be measured by prompt: a few pictures of each kind are enough
             rows = (*concept.forget[:UNJUDGED], *concept.retain[:UNJUDGED])
         self.rows = rows or tuple(row for row in (*concept.forget, *concept.retain) if row.shows)
         self.count = self.settings.num_images or IMAGES_A_PROMPT
-        self.concept, self._judge = concept, judge
+        self.concept, self._labeler = concept, labeler
 
     @property
-    def judge_hash(self) -> str | None:
+    def labeler_hash(self) -> str | None:
         """Hash of the judge, None without one."""
-        return None if self._judge is None else self._judge.hash
+        return None if self._labeler is None else self._labeler.hash
 
     @property
     def _row_labels(self) -> list[int]:
         return [self.task.class_names.index(row.text) for row in self.rows]
 
     @cached_property
-    def samples(self) -> Samples:
+    def samples(self) -> LabeledImages:
         """`num_images` images of each row; a row's seeds hang on its words alone, so two models draw pairs."""
         items = [
-            Item(label, derive(self.seed, "sample", row.text, i), path_of(self.model, self.folder, label, i))
+            PlannedSample(
+                label, derive_seed(self.seed, "sample", row.text, i), path_of(self.model, self.folder, label, i)
+            )
             for row, label in zip(self.rows, self._row_labels, strict=True)
             for i in range(self.count)
         ]
         return draw_items(self.model, items, self.settings)
 
     @cached_property
-    def _seen(self) -> Judged:
-        if self._judge is None:
+    def _seen(self) -> ImageLabels:
+        if self._labeler is None:
             raise NotApplicableError(
                 "no judge is here to say what images show: give --classifier (a model folder or id, or clip:ID), and "
                 "prompts that say what they show (the column `shows`)"
             )
-        return self._judge.describe(self.samples.images)
+        return self._labeler.describe(self.samples.images)
 
     def chosen(self, part: Part) -> np.ndarray:
         """Which images were asked for by forget or by retain prompts, (n,) booleans."""
@@ -246,10 +248,10 @@ class TextEvidence(Evidence):
     def reference_features(self, part: Part) -> np.ndarray:
         """The judge's pooled features of real images, (m, d); taken once, then read from the user's cache."""
         reference = self.reference(part)
-        if self._judge is None:
+        if self._labeler is None:
             raise NotApplicableError("no judge is here to give features: give --classifier")
-        judge = self._judge
-        return remembered(reference, judge.hash, lambda images: judge.describe(images).features)
+        labeler = self._labeler
+        return remembered(reference, labeler.hash, lambda images: labeler.describe(images).features)
 
     def texts(self, part: Part) -> list[str]:
         """The prompt of each image of the part."""

@@ -8,11 +8,11 @@ from typing import Any
 
 from erasure.core import registry
 from erasure.evaluation.outputs import need_network
-from erasure.sampling.draw import SampleSettings
+from erasure.sampling.draw import SamplingOptions
 
 
 @dataclass(frozen=True)
-class Judging:
+class EvaluationConfig:
     """How models are judged."""
 
     metrics: tuple[str, ...] = ()
@@ -20,7 +20,7 @@ class Judging:
     inception: str | None = None
     clip: str | None = None
     dinov2: str | None = None
-    samples: SampleSettings = field(default_factory=SampleSettings)
+    samples: SamplingOptions = field(default_factory=SamplingOptions)
     sample_seed: int = 0
 
     def check(self) -> None:
@@ -38,13 +38,13 @@ class Judging:
         """Plain values for run.json."""
         return {**asdict(self), "metrics": list(self.metrics)}
 
-    def replaced(self, given: Mapping[str, Any]) -> Judging:
+    def replaced(self, given: Mapping[str, Any]) -> EvaluationConfig:
         """A copy with the given fields, those of its SampleSettings too."""
-        sampling = {field.name for field in fields(SampleSettings)}
+        sampling = {field.name for field in fields(SamplingOptions)}
         samples = replace(self.samples, **{key: value for key, value in given.items() if key in sampling})
         return replace(self, samples=samples, **{key: value for key, value in given.items() if key not in sampling})
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Judging:
+    def from_json(cls, values: dict[str, Any]) -> EvaluationConfig:
         """The inverse of `as_json`."""
-        return cls(**{**values, "metrics": tuple(values["metrics"]), "samples": SampleSettings(**values["samples"])})
+        return cls(**{**values, "metrics": tuple(values["metrics"]), "samples": SamplingOptions(**values["samples"])})

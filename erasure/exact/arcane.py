@@ -35,17 +35,17 @@ class _Autoencoder(Learner):
                 nn.Linear(hidden, pixels),
             )
 
-    def errors(self, images: Tensor) -> Tensor:
+    def per_sample_loss(self, images: Tensor) -> Tensor:
         """Squared error of the restored image, mean over pixels, (n,)."""
         flat = images.flatten(1).to(self.network[0].weight.device)
         return (self.network(flat) - flat).square().mean(1)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        return self.errors(batch.images).mean()
+        return self.per_sample_loss(batch.images).mean()
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
-        return -torch.cat([self.errors(part).cpu() for part in images.split(1024)])
+        return -torch.cat([self.per_sample_loss(part).cpu() for part in images.split(1024)])
 
 
 @dataclass(frozen=True)

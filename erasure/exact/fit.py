@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erasure.core.run_dir import Run
+from erasure.core.run_dir import RunDir
 from erasure.data import load_dataset, placed
 from erasure.exact.base import ExactMethod
-from erasure.exact.plan import Plan, environment, ids_hash
+from erasure.exact.plan import ExactPlan, environment, ids_hash
 from erasure.exact.predict import test_accuracy
 from erasure.exact.service import Service, ids_of
 
@@ -43,9 +43,9 @@ def fit(
     marked = ids_of(likely, len(dataset), f"the train split of {dataset.name}")
     settings = {"method": name, "options": asdict(method), **source, "data_hash": dataset.hash, "seed": seed}
     settings |= {"likely": ids_hash(marked), "environment": environment(method.threads)}
-    with Run(out, "exact", settings) as run:
+    with RunDir(out, "exact", settings) as run:
         if not (run.folder / "plan.json").is_file():
-            Plan.draw(name, method, dataset, source, seed, marked).write(run.folder)
+            ExactPlan.draw(name, method, dataset, source, seed, marked).write(run.folder)
         service = Service(run.folder, fitting=True)
         if service.pending:
             service.complete()

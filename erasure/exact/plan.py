@@ -20,7 +20,7 @@ from erasure.core.config import build
 from erasure.core.distributed import device
 from erasure.core.errors import RunError
 from erasure.core.files import read_json, write_json
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import differences, fingerprint, versions
 from erasure.data import Dataset, load_dataset
 from erasure.exact.base import ExactMethod, info_of
@@ -46,7 +46,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExactPlan:
     """All that a state depends on besides the samples themselves."""
 
     method_name: str
@@ -67,7 +67,7 @@ class Plan:
         source: dict[str, Any],
         seed: int,
         likely: Collection[int],
-    ) -> Plan:
+    ) -> ExactPlan:
         """Assign every sample by its own id; those `likely` to be forgotten come in the last slice of their unit."""
         num_classes = len(dataset.class_names)
         units: Units = {
@@ -76,22 +76,22 @@ class Plan:
         marked = set(likely)
         for sample in method.chosen(dataset).tolist():
             unit = f"{method.kind}-{method.unit_of(sample, int(dataset.labels[sample]), seed)}"
-            number = method.slices - 1 if sample in marked else derive(seed, "slice", sample) % method.slices
+            number = method.slices - 1 if sample in marked else derive_seed(seed, "slice", sample) % method.slices
             units[unit][number].append(sample)
         facts = (source, dataset.hash, len(dataset), info_of(dataset), units, environment(method.threads))
-        return Plan(method_name, asdict(method), seed, *facts)
+        return ExactPlan(method_name, asdict(method), seed, *facts)
 
     @staticmethod
-    def read(folder: Path) -> Plan:
+    def read(folder: Path) -> ExactPlan:
         """The plan of a service; raises RunError where there is none or it is damaged."""
         path = folder / "plan.json"
         if not path.is_file():
             raise RunError(f"{folder} is no folder of `erasure exact fit`: it holds no plan.json")
         document = read_json(path)
-        names = {field.name for field in fields(Plan)}
+        names = {field.name for field in fields(ExactPlan)}
         if set(document) != names or not isinstance(document["units"], dict):
             raise RunError(f"{path} is not a plan: expected exactly {', '.join(sorted(names))}")
-        return Plan(**document)
+        return ExactPlan(**document)
 
     def write(self, folder: Path) -> None:
         """Write plan.json, atomically."""

@@ -20,12 +20,12 @@ from typing import Any
 
 from erasure.core.errors import OptionError, RunError
 from erasure.core.files import held, read_json, write_json, writing
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.run_dir import fingerprint
 from erasure.data import Dataset
 from erasure.data.forget_sets import NAMED, read_ids
 from erasure.exact.hash_log import HashLog
-from erasure.exact.plan import Plan, Stage, ids_hash, without
+from erasure.exact.plan import ExactPlan, Stage, ids_hash, without
 from erasure.exact.training import SUFFIX, state_hash, train_stage
 
 
@@ -34,7 +34,7 @@ class Service:
 
     def __init__(self, folder: Path, *, fitting: bool = False) -> None:
         """Raises RunError when `folder` holds no service or, but for `fitting`, one whose fit is not finished."""
-        self.folder, self.plan = folder, Plan.read(folder)
+        self.folder, self.plan = folder, ExactPlan.read(folder)
         self.log = HashLog(folder / "log.jsonl")
         self.live: dict[str, Any] = {"deleted": [], "data_hash": self.plan.data_hash, "states": {}}
         if self.fitted:
@@ -133,7 +133,7 @@ class Service:
                 raise RunError(
                     f"{self.file(stage.parent)} is not what the log says: remove it, and the same command makes it anew"
                 )
-            tell(f"training {stage.unit}, stage {stage.number} on {len(stage.ids)} samples")
+            log_user(f"training {stage.unit}, stage {stage.number} on {len(stage.ids)} samples")
             made = train_stage(self.plan, stage, dataset, self.folder / "states")
             logged[stage.name] = {"hash": made, "ids": ids_hash(stage.ids), "num_ids": len(stage.ids), "parent": parent}
             self.log.append("state", state=stage.name, **logged[stage.name])
@@ -176,7 +176,7 @@ def opened(folder: str | Path) -> Iterator[tuple[Service, dict[str, Any] | None]
     Raises RunError when there is no service, or while another process holds it.
     """
     root = Path(folder)
-    Plan.read(root)
+    ExactPlan.read(root)
     lock = held(root / ".lock", root)
     try:
         service = Service(root)

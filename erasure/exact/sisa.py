@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
 from erasure.exact.base import ExactMethod, Info, Learner, info_of
 from erasure.models.classifier import Classifier
@@ -54,7 +54,7 @@ class Sisa(ExactMethod):
 
     def unit_of(self, sample: int, label: int, seed: int) -> int:
         """By the hash of the id."""
-        return derive(seed, "shard", sample) % self.shards
+        return derive_seed(seed, "shard", sample) % self.shards
 
     def learner(self, info: Info, seed: int) -> Learner:
         """A classifier over all classes."""

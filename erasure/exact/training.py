@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from erasure.core.distributed import device
 from erasure.core.errors import DivergedError, RunError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batches, Dataset
-from erasure.exact.plan import Plan, Stage, subset
+from erasure.exact.plan import ExactPlan, Stage, subset
 from erasure.formats.safetensors_io import hash_tensors, read_tensors
 from erasure.training.checkpoint import load_state, save_state
 from erasure.training.optimizers import new_optimizer
@@ -27,15 +27,15 @@ from erasure.training.optimizers import new_optimizer
 SUFFIX = ".safetensors"
 
 
-def train_stage(plan: Plan, stage: Stage, dataset: Dataset, folder: Path) -> str:
+def train_stage(plan: ExactPlan, stage: Stage, dataset: Dataset, folder: Path) -> str:
     """Train `stage` from its parent's state, or from random weights, and save its own in `folder`; returns its hash.
 
     Raises DivergedError when the loss leaves the finite numbers.
     """
     method, place = plan.method, device()
-    seed = derive(plan.seed, "stage", stage.unit, stage.number)
+    seed = derive_seed(plan.seed, "stage", stage.unit, stage.number)
     with pinned(method.threads, place):
-        learner = method.learner(plan.info, derive(plan.seed, "weights", stage.unit))
+        learner = method.learner(plan.info, derive_seed(plan.seed, "weights", stage.unit))
         network = learner.network.to(place).train()
         parameters = list(network.parameters())
         optimizer = new_optimizer(
@@ -43,10 +43,12 @@ def train_stage(plan: Plan, stage: Stage, dataset: Dataset, folder: Path) -> str
         )
         if stage.parent is not None:
             load_state(folder / (stage.parent + SUFFIX), network, optimizer, [], plan.hash)
-        batches = Batches(subset(dataset, stage.ids), method.batch_size, derive(seed, "batches"), crop=method.crops)
-        torch.manual_seed(derive(seed, "network"))
+        batches = Batches(
+            subset(dataset, stage.ids), method.batch_size, derive_seed(seed, "batches"), crop=method.crops
+        )
+        torch.manual_seed(derive_seed(seed, "network"))
         for step in range(method.steps(len(stage.ids))):
-            generator = torch.Generator().manual_seed(derive(seed, "draws", step))
+            generator = torch.Generator().manual_seed(derive_seed(seed, "draws", step))
             optimizer.zero_grad()
             loss = learner.loss(batches.at(step), generator)
             loss.backward()

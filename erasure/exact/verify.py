@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from erasure.core.errors import ModelError
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.exact.hash_log import HashLog
-from erasure.exact.plan import Plan, Stage, ids_hash
+from erasure.exact.plan import ExactPlan, Stage, ids_hash
 from erasure.exact.predict import test_accuracy
 from erasure.exact.service import Service, opened
 from erasure.exact.training import state_hash, train_stage
@@ -44,7 +44,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as temporary:
             made: dict[str, str] = {}
             for stage in stages:
-                tell(f"training {stage.unit}, stage {stage.number} on {len(stage.ids)} samples")
+                log_user(f"training {stage.unit}, stage {stage.number} on {len(stage.ids)} samples")
                 made[stage.name] = train_stage(service.plan, stage, dataset, Path(temporary))
         differing = sorted(name for name, found in made.items() if _kept(service, name) != found)
         strangers = sorted(path.name for path in service.strangers())
@@ -75,7 +75,7 @@ def _kept(service: Service, name: str) -> str | None:
     return found if service.live["states"].get(name) == found else None
 
 
-def _log_fault(log: HashLog, plan: Plan, stages: list[Stage], made: dict[str, str]) -> str:
+def _log_fault(log: HashLog, plan: ExactPlan, stages: list[Stage], made: dict[str, str]) -> str:
     """What in the log is broken or tells another story than the states; empty when all is well."""
     broken = log.broken()
     if broken:

@@ -58,7 +58,7 @@ class Lazy(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Content:
+class TensorDiff:
     """Tensors as written (`after`), and the base's under the same names in the same number format (`before`)."""
 
     form: str

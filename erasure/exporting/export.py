@@ -16,11 +16,11 @@ from torch import Tensor
 
 from erasure.core.errors import ModelError, NotApplicableError, OptionError, OutputError, RunError, suggestion
 from erasure.core.files import read_json
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.provenance import MARKS, SIDECAR, name_of, provenance_of, read_provenance
 from erasure.core.run_dir import read_record
 from erasure.exporting.components import Original, original
-from erasure.exporting.writers import FORMATS, Cleaned, Manner, settled, write
+from erasure.exporting.writers import FORMATS, Cleaned, ExportOptions, settled, write
 from erasure.formats.delta import DELTA, VALUES_ONLY, applied, check_fits
 from erasure.formats.safetensors_io import hash_tensors, read_tensors
 from erasure.models import Model, load_model, resolve
@@ -48,7 +48,7 @@ def export(
     """
     if form not in FORMATS:
         raise OptionError(f"unknown --format {form!r}{suggestion(form, FORMATS)}")
-    manner = Manner(_number_format(dtype), rank, lora_keys)
+    manner = ExportOptions(_number_format(dtype), rank, lora_keys)
     folder, target = Path(run), Path(out)
     document = _finished(folder)
     _check_free(target, document["trained"])
@@ -134,7 +134,7 @@ def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | 
     base = load_model(model)
     form = "safetensors" if target.suffix == ".safetensors" else "diffusers"
     cleaned = Cleaned(original(model, base) or Original.of(base), base, _bare(provenance), _template(model))
-    settled(form, cleaned, target, Manner(number_format))
+    settled(form, cleaned, target, ExportOptions(number_format))
     own = base.hash == header["base_hash"]
     if not own:
         _check_relative(base, header, f"--to {model} is not the model that {delta} was made from")
@@ -143,11 +143,11 @@ def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | 
     if own and found != header["hash"]:
         raise ModelError(f"{delta} is damaged: applied to {model} it does not give the cleaned model")
     if not own:
-        tell(f"{delta} was applied to another model than it was made for: audit the result again")
+        log_user(f"{delta} was applied to another model than it was made for: audit the result again")
         provenance = _of_relative(provenance, model, base.hash, found)
     _check_free(target, {"hash": found})
     _put(base, moved, provenance)
-    written = write(form, replace(cleaned, provenance=_bare(provenance)), target, Manner(number_format))
+    written = write(form, replace(cleaned, provenance=_bare(provenance)), target, ExportOptions(number_format))
     return _result(target, "delta applied", written)
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from erasure.core.distributed import device
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.files import atomic_folder, require_room, write_json, write_text
+from erasure.core.files import atomic_folder, require_disk_space, write_json, write_text
 from erasure.core.provenance import KEY, SIDECAR, header_text
 from erasure.exporting.components import (
-    Content,
     Original,
+    TensorDiff,
     as_written,
     component_of,
     configs_of,
@@ -92,7 +92,7 @@ class Cleaned:
 
 
 @dataclass(frozen=True)
-class Manner:
+class ExportOptions:
     """How a form is written, where it leaves a choice."""
 
     dtype: torch.dtype | None = None
@@ -103,7 +103,7 @@ class Manner:
 Writing = Callable[[Mapping[str, str]], None]
 
 
-def write(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+def write(form: str, cleaned: Cleaned, target: Path, manner: ExportOptions) -> dict[str, Any]:
     """Write `cleaned` to `target` as one of FORMATS; returns its provenance, with what changed and the hashes.
 
     Raises what `settled` does.
@@ -111,7 +111,7 @@ def write(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> dict[str
     return _FORMS[settled(form, cleaned, target, manner)](cleaned, target, manner)
 
 
-def settled(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> str:
+def settled(form: str, cleaned: Cleaned, target: Path, manner: ExportOptions) -> str:
     """The form that will be written for `form`, before anything is computed.
 
     Raises NotApplicableError for a form that the family or what moved has not, OptionError for a choice that the form
@@ -129,11 +129,11 @@ def settled(form: str, cleaned: Cleaned, target: Path, manner: Manner) -> str:
             f"--format {form} holds the UNet, and {cleaned.provenance['method']} moved the text encoder alone: "
             "take diffusers or single-file"
         )
-    require_room(target.parent, _size(form, cleaned, manner), f"--format {form}", "give --out on another disk")
+    require_disk_space(target.parent, _size(form, cleaned, manner), f"--format {form}", "give --out on another disk")
     return form
 
 
-def _size(form: str, cleaned: Cleaned, manner: Manner) -> int:
+def _size(form: str, cleaned: Cleaned, manner: ExportOptions) -> int:
     """Bytes that a form takes, from shapes and counts alone; of a delta and a LoRA, at most about so many."""
     states, formats = states_of(cleaned.model), cleaned.formats(manner.dtype)
     network = next(iter(states.values()))
@@ -175,13 +175,13 @@ def _as_file(target: Path, provenance: dict[str, Any], writing: Writing) -> dict
     return provenance
 
 
-def _diffusers(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+def _diffusers(cleaned: Cleaned, target: Path, manner: ExportOptions) -> dict[str, Any]:
     model, formats = cleaned.model, cleaned.formats(manner.dtype)
 
     def dtype_of(name: str) -> torch.dtype | None:
         return formats.get(component_of("diffusers", name))
 
-    content = Content(
+    content = TensorDiff(
         "diffusers",
         as_written(in_folder(cleaned.base), dtype_of),
         as_written(in_folder(model), dtype_of),
@@ -196,7 +196,7 @@ def _diffusers(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]
     return provenance
 
 
-def _single_file(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+def _single_file(cleaned: Cleaned, target: Path, manner: ExportOptions) -> dict[str, Any]:
     model = cleaned.stable_diffusion("single-file")
     if cleaned.template is not None:
         return _patched(cleaned, cleaned.template, target, manner)
@@ -208,14 +208,14 @@ def _single_file(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, An
     sides = (cleaned.base.states, states_of(model))
     before, after = (as_written(in_one_file(states, configs), dtype_of) for states in sides)
     provenance = _described(
-        cleaned, "single-file", cleaned.network_format(manner.dtype), **Content("single-file", before, after).facts()
+        cleaned, "single-file", cleaned.network_format(manner.dtype), **TensorDiff("single-file", before, after).facts()
     )
 
     own = {**single_file.own_metadata(configs), **info_metadata(model.info)}
     return _as_file(target, provenance, lambda metadata: write_ordered(target, after, {**own, **metadata}))
 
 
-def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> dict[str, Any]:
+def _patched(cleaned: Cleaned, template: Path, target: Path, manner: ExportOptions) -> dict[str, Any]:
     """The base's own file with the changed tensors in it."""
     file, raw, changed = single_file.read(template), raw_tensors(template), cleaned.changed()
     part = cleaned.part
@@ -230,7 +230,7 @@ def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> 
         return manner.dtype or kept[name].dtype
 
     before, after = as_written(kept, dtype_of), as_written({**kept, **moved}, dtype_of)
-    facts = Content("single-file", before, after).facts()
+    facts = TensorDiff("single-file", before, after).facts()
     told = {}
     if file.velocity is None:  # the file does not say, its network did
         velocity = cleaned.model.noise_scheduler.config.prediction_type == "v_prediction"  # type: ignore[attr-defined]
@@ -243,12 +243,12 @@ def _patched(cleaned: Cleaned, template: Path, target: Path, manner: Manner) -> 
     )
 
 
-def _network(form: str) -> Callable[[Cleaned, Path, Manner], dict[str, Any]]:
-    def written(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+def _network(form: str) -> Callable[[Cleaned, Path, ExportOptions], dict[str, Any]]:
+    def written(cleaned: Cleaned, target: Path, manner: ExportOptions) -> dict[str, Any]:
         dtype = cleaned.network_format(manner.dtype)
         sides = (cleaned.base.network, cleaned.model.network.state_dict())
         before, after = (as_written(state, partial(_same, dtype)) for state in sides)
-        provenance = _described(cleaned, form, dtype, **Content(form, before, after).facts())
+        provenance = _described(cleaned, form, dtype, **TensorDiff(form, before, after).facts())
         return _as_file(target, provenance, lambda metadata: write_ordered(target, after, {"format": "pt", **metadata}))
 
     return written
@@ -257,11 +257,11 @@ def _network(form: str) -> Callable[[Cleaned, Path, Manner], dict[str, Any]]:
 def _of_network(cleaned: Cleaned, tensors: Mapping[str, Tensor], form: str) -> dict[str, Any]:
     """What changed in the network, for forms that hold something made from it."""
     before, after = cleaned.base.network, cleaned.model.network.state_dict()
-    changed = Content("unet", before, after).facts()["changed"]
+    changed = TensorDiff("unet", before, after).facts()["changed"]
     return {"changed": changed, "sha256": hashes(form, tensors, {}, ("all",))}
 
 
-def _delta(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+def _delta(cleaned: Cleaned, target: Path, manner: ExportOptions) -> dict[str, Any]:
     after = cleaned.model.network.state_dict()
     tensors = difference(cleaned.base.network, after)
     provenance = _described(cleaned, "delta", torch.float32, **_of_network(cleaned, tensors, "delta"))
@@ -275,7 +275,7 @@ def _delta(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
     return _as_file(target, provenance, lambda metadata: write_ordered(target, tensors, {**header, **metadata}))
 
 
-def _lora(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
+def _lora(cleaned: Cleaned, target: Path, manner: ExportOptions) -> dict[str, Any]:
     configs = configs_of(cleaned.stable_diffusion("lora"))
     kind, dtype = single_file.kind_of_configs(configs), manner.dtype or torch.float32
     named([], manner.lora_keys, kind, configs["unet"])  # an unknown name is refused before the work
@@ -287,7 +287,7 @@ def _lora(cleaned: Cleaned, target: Path, manner: Manner) -> dict[str, Any]:
     return _as_file(target, provenance, lambda metadata: write_tensors(target, tensors, {**header, **metadata}))
 
 
-_FORMS: dict[str, Callable[[Cleaned, Path, Manner], dict[str, Any]]] = {
+_FORMS: dict[str, Callable[[Cleaned, Path, ExportOptions], dict[str, Any]]] = {
     "diffusers": _diffusers,
     "single-file": _single_file,
     "safetensors": _network("safetensors"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import NotApplicableError, OptionError, suggestion
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.formats.ldm_layout import original_names, prefix_of
 
 KEYS = ("kohya", "peft")
@@ -76,7 +76,7 @@ def decomposed(
     full = max(min(after[name].flatten(1).shape) for name in fitting)
     if not 1 <= rank <= full:
         raise OptionError(f"--rank {rank} is outside 1 to {full}, the full rank of the largest layer that changed")
-    tell(f"looking for the nearest rank {rank} of {len(fitting)} layers")
+    log_user(f"looking for the nearest rank {rank} of {len(fitting)} layers")
     layers = []
     for name in fitting:
         moved = after[name].to(on, torch.float64) - before[name].to(on, torch.float64)

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import NotApplicableError
-from erasure.core.logging import tell
-from erasure.core.rng import derive
+from erasure.core.logging import log_user
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import is_main
 from erasure.data import Batch, Batches, Dataset
 from erasure.data.task import Task
 from erasure.models import Model
 from erasure.models.base import recomputed_activations
 from erasure.saliency.mask import Mask
-from erasure.training.loop import LoopSettings, Optimizer, Outcome, Step, optimise
+from erasure.training.loop import Optimizer, Step, TrainingConfig, TrainingResult, minimize
 from erasure.training.memory import count, described, estimate
 from erasure.training.shared_teacher import shared_teacher
 
@@ -75,7 +75,7 @@ RETAINING: dict[str, dict[str, Any]] = {
 }
 
 
-class Draws:
+class StepBatches:
     """The batches of one step, read when asked for; `own` is what the method's `running` made, None for most."""
 
     def __init__(self, step: Step, forget: Batches, retain: Batches, own: Any = None) -> None:
@@ -125,7 +125,7 @@ class Method(ABC):
         return model
 
     @abstractmethod
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Change `model.network` so that it forgets `job.forget` and keeps `job.retain`."""
 
 
@@ -165,7 +165,7 @@ class GradientMethod(Method):
     checkpoint_every: Annotated[int, "steps between checkpoints, from which a killed run continues"] = 50
 
     @abstractmethod
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """Named scalars of one step; `loss` is minimised. `frozen` is the original if `needs_original`."""
 
     @contextmanager
@@ -194,21 +194,21 @@ class GradientMethod(Method):
         if self.weights != "all" and not any(self.trains(name) for name, _ in model.network.named_parameters()):
             raise NotApplicableError(f"--weights {self.weights}: this network has no {KINDS[self.weights]}")
 
-    def loop(self, num_images: int) -> LoopSettings:
+    def loop(self, num_images: int) -> TrainingConfig:
         """Settings of the loop; `num_images`, those that an epoch counts, turn epochs into steps."""
-        values = {key: value for key, value in asdict(self).items() if key in LoopSettings.__annotations__}
+        values = {key: value for key, value in asdict(self).items() if key in TrainingConfig.__annotations__}
         if self.epochs:
             values["steps"] = max(1, round(self.epochs * num_images / max(1, self.batch_size)))
         values["lean_optimizer"] = self._saves(self.lean_optimizer)
         if self.precision == "auto":
             values["precision"] = "bf16" if self.memory == "low" else "float32"
-        return LoopSettings(**values)
+        return TrainingConfig(**values)
 
-    def loop_of(self, job: Job) -> LoopSettings:
+    def loop_of(self, job: Job) -> TrainingConfig:
         """Settings of the loop on the data of `job`."""
         return self.loop(len(job.forget) + (len(job.retain) if self.epochs_of == "both" else 0))
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Minimise the method's loss from the original weights; the seconds count what `running` makes too."""
         self.check(job.task)
         self.check_model(model)
@@ -218,23 +218,23 @@ class GradientMethod(Method):
             outcome = self._minimised(model, job, own)
         return replace(outcome, seconds=outcome.seconds + seconds)
 
-    def _minimised(self, model: Model, job: Job, own: Any) -> Outcome:
+    def _minimised(self, model: Model, job: Job, own: Any) -> TrainingResult:
         """What the loop leaves, with `own` in all that `loss` draws."""
-        forget = Batches(job.forget, self.batch_size, derive(job.seed, "forget"))
-        retain = Batches(job.retain, self.batch_size, derive(job.seed, "retain"))
+        forget = Batches(job.forget, self.batch_size, derive_seed(job.seed, "forget"))
+        retain = Batches(job.retain, self.batch_size, derive_seed(job.seed, "retain"))
         loop = self.loop_of(job)
         frozen, teacher_bytes = self._original(model, job.mask)
         self._tell_memory(model.network, job.mask, loop, teacher_bytes)
         model.network.train()
         if self.freeze_statistics:
-            hold_statistics(model.network)
+            freeze_batch_norm(model.network)
 
         def loss(step: Step) -> dict[str, Tensor]:
-            return self.loss(model, frozen, job.task, Draws(step, forget, retain, own))
+            return self.loss(model, frozen, job.task, StepBatches(step, forget, retain, own))
 
         try:
             with recomputed_activations(model.network, self.gradient_checkpointing, self.memory == "low"):
-                return optimise(
+                return minimize(
                     model.network,
                     loss,
                     loop,
@@ -263,7 +263,9 @@ class GradientMethod(Method):
         twin = model.frozen()
         return twin, sum(tensor.nbytes for tensor in twin.network.state_dict().values())
 
-    def _tell_memory(self, network: torch.nn.Module, mask: Mask | None, loop: LoopSettings, teacher_bytes: int) -> None:
+    def _tell_memory(
+        self, network: torch.nn.Module, mask: Mask | None, loop: TrainingConfig, teacher_bytes: int
+    ) -> None:
         num_weights = sum(parameter.numel() for parameter in network.parameters())
         if not is_main() or (self.memory == "normal" and num_weights <= WORTH_TELLING):
             return
@@ -276,10 +278,10 @@ class GradientMethod(Method):
             dense_gradients=loop.clip_before_mask,
             teacher_bytes=teacher_bytes,
         )
-        tell(described(parts))
+        log_user(described(parts))
 
 
-def hold_statistics(network: torch.nn.Module) -> None:
+def freeze_batch_norm(network: torch.nn.Module) -> None:
     """Put every batch-norm layer in evaluation mode, so that its running statistics stay."""
     for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):

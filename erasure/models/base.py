@@ -91,24 +91,24 @@ class Model(ABC):
         """The questions this family is trained with; all chance comes from `generator` (on the CPU)."""
 
     @abstractmethod
-    def answer(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
+    def prediction(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
         """What the network says to `inputs`."""
 
     @abstractmethod
-    def distance(self, answer: Tensor, target: Tensor) -> Tensor:
+    def criterion(self, prediction: Tensor, target: Tensor) -> Tensor:
         """How far each answer is from its target, (b,), means over everything but the batch."""
 
     @abstractmethod
-    def relabelled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
+    def relabeled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
         """The same questions with the answer that `teacher` gives for the anchor's labels instead."""
 
     @abstractmethod
     def fresh(self, seed: int) -> Self:
         """The same architecture with new random weights."""
 
-    def errors(self, examples: Examples, guidance_scale: float = 1.0) -> Tensor:
+    def per_sample_loss(self, examples: Examples, guidance_scale: float = 1.0) -> Tensor:
         """Weighted distance of each answer from its target, (b,)."""
-        return self.distance(self.answer(examples.inputs, guidance_scale), examples.target) * examples.weight
+        return self.criterion(self.prediction(examples.inputs, guidance_scale), examples.target) * examples.weight
 
     def with_dropped_condition(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """`labels` with a share replaced by the null class, where the family has one."""
@@ -116,11 +116,11 @@ class Model(ABC):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The loss the model was trained with."""
-        return self.errors(self.examples(batch, generator, condition_drop=True)).mean()
+        return self.per_sample_loss(self.examples(batch, generator, condition_drop=True)).mean()
 
-    def relabelled_loss(self, batch: Batch, anchor: Batch, teacher: Model, generator: torch.Generator) -> Tensor:
+    def relabeled_loss(self, batch: Batch, anchor: Batch, teacher: Model, generator: torch.Generator) -> Tensor:
         """How far the answers for `batch` are from those that `teacher` gives under the anchor's labels."""
-        return self.errors(self.relabelled(self.examples(batch, generator), anchor, teacher)).mean()
+        return self.per_sample_loss(self.relabeled(self.examples(batch, generator), anchor, teacher)).mean()
 
     def frozen(self) -> Self:
         """A fixed twin in evaluation mode."""

@@ -130,23 +130,23 @@ class Classifier(Model):
         )
         return ((images + 1) / 2 - mean) / std
 
-    def answer(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
+    def prediction(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
         """Logits (b, classes)."""
         if guidance_scale != 1.0:
             raise NotApplicableError("a classifier has no guidance: its guidance scale must be 1")
         return self.network(inputs[0]).logits
 
-    def distance(self, answer: Tensor, target: Tensor) -> Tensor:
+    def criterion(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy, (b,), summed over aspects."""
         if self.aspects:
-            blocks = enumerate(self.blocks(answer.float()).values())
+            blocks = enumerate(self.blocks(prediction.float()).values())
             return sum(
                 (nn.functional.cross_entropy(part, target[:, i], reduction="none") for i, part in blocks),
-                start=answer.new_zeros(len(answer)),
+                start=prediction.new_zeros(len(prediction)),
             )
-        return nn.functional.cross_entropy(answer.float(), target, reduction="none")
+        return nn.functional.cross_entropy(prediction.float(), target, reduction="none")
 
-    def relabelled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
+    def relabeled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
         """The same images with the anchor's labels."""
         return examples._replace(target=self._wanted(anchor.labels))
 

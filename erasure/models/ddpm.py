@@ -119,7 +119,7 @@ class DDPM(DiffusionModel):
         """The network's prediction for `noisy` (b, c, h, w) at `timesteps` (b,) under `labels` (b,)."""
         return self.network(noisy, timesteps, class_labels=labels).sample
 
-    def relabelled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
+    def relabeled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
         """The same noised images; the target is what `teacher` predicts under the anchor's labels.
 
         Without labels the target is the noise that leads to the anchor's *images*, (x_t - a x_anchor) / s with a, s of
@@ -127,7 +127,7 @@ class DDPM(DiffusionModel):
         which bounds every sample's error by its distance in image space.
         """
         if self.conditional:
-            return super().relabelled(examples, anchor, teacher)
+            return super().relabeled(examples, anchor, teacher)
         noisy, timesteps = examples.inputs
         images = anchor.images.to(noisy.device)
         signal = self._alphas_cumprod.to(noisy.device)[timesteps].sqrt()[:, None, None, None]

@@ -36,7 +36,7 @@ _SCHEDULE = (
 Answer = Callable[[tuple[Tensor, ...], float], Tensor]  # of what a network receives, under a guidance scale
 
 
-class Way(NamedTuple):
+class SamplingPlan(NamedTuple):
     """From noise to a sample: `timesteps` (n,), the deviation of the noise at the start, and what each step does.
 
     `step(index, sample, labels)` is `sample` (b, c, h, w) after the step from `timesteps[index]`.
@@ -144,7 +144,7 @@ class DiffusionModel(Model):
         dropped = torch.rand(len(labels), generator=generator) < self.info.get("condition_drop", 0.1)
         return torch.where(dropped, self.null_label, labels)
 
-    def answer(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
+    def prediction(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
         """The prediction; with a guidance scale g other than 1, e(0) + g (e(c) - e(0))."""
         noisy, timesteps, *rest = inputs
         labels = rest[0] if rest else None
@@ -158,15 +158,15 @@ class DiffusionModel(Model):
             raise NotApplicableError(f"{self.source or 'this model'} has no null class: its guidance scale must be 1")
         return torch.full_like(labels, self.null_label)
 
-    def distance(self, answer: Tensor, target: Tensor) -> Tensor:
+    def criterion(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Mean squared error over everything but the batch, (b,)."""
-        return (answer.float() - target).square().flatten(1).mean(1)
+        return (prediction.float() - target).square().flatten(1).mean(1)
 
-    def relabelled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
+    def relabeled(self, examples: Examples, anchor: Batch, teacher: Model) -> Examples:
         """The same noised samples; the target is what `teacher` predicts under the anchor's labels."""
         noisy, timesteps, _ = examples.inputs
         with torch.no_grad():
-            target = teacher.answer((noisy, timesteps, anchor.labels.to(noisy.device)))
+            target = teacher.prediction((noisy, timesteps, anchor.labels.to(noisy.device)))
         return examples._replace(target=target.float())
 
     def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
@@ -175,9 +175,9 @@ class DiffusionModel(Model):
             raise NotApplicableError(f"{self.source or 'this model'} draws one size, {self.image_shape[1:]}")
         return self.sample_shape
 
-    def way(
+    def sampling_plan(
         self, chosen: dict[str, Any], shape: tuple[int, int, int], answer: Answer, drawn: Callable[[], Tensor]
-    ) -> Way:
+    ) -> SamplingPlan:
         """How samples of `shape` come about under `chosen` settings by what `answer`, such as its own, predicts.
 
         `drawn()` is noise for a whole batch, for samplers that add some.
@@ -199,7 +199,7 @@ class DiffusionModel(Model):
                 own = {"eta": chosen["eta"], "variance_noise": drawn() if chosen["eta"] > 0 else None}
             return scheduler.step(prediction, timestep, sample, **own).prev_sample
 
-        return Way(scheduler.timesteps, scheduler.init_noise_sigma, step)
+        return SamplingPlan(scheduler.timesteps, scheduler.init_noise_sigma, step)
 
     @torch.no_grad()
     def generate(self, labels: Tensor, seeds: list[int], **settings: Any) -> Tensor:
@@ -216,7 +216,7 @@ class DiffusionModel(Model):
         def drawn() -> Tensor:
             return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
-        way = self.way(chosen, shape, guided(self), drawn)
+        way = self.sampling_plan(chosen, shape, guided(self), drawn)
         sample, on_device = drawn() * way.deviation, labels.to(self.device)
         with self._evaluating():
             for index in range(len(way.timesteps)):
@@ -234,7 +234,9 @@ class DiffusionModel(Model):
         """
         settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "eta": 0.0}
         shape = (noise.shape[1], noise.shape[2], noise.shape[3])
-        way = self.way({"sampler": "ddim", **self.sampling, **settings}, shape, self.answer, lambda: noise)
+        way = self.sampling_plan(
+            {"sampler": "ddim", **self.sampling, **settings}, shape, self.prediction, lambda: noise
+        )
         sample, on_device = noise.to(self.device) * way.deviation, labels.to(self.device)
         with self._evaluating():
             for index in range(int(stops.max())):

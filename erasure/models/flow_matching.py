@@ -17,7 +17,7 @@ from torch import Tensor
 
 from erasure.core.errors import ModelError, NotApplicableError, OptionError
 from erasure.core.run_dir import fingerprint
-from erasure.models.diffusion import Answer, Way
+from erasure.models.diffusion import Answer, SamplingPlan
 from erasure.models.prompt_encoding import token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 
@@ -125,9 +125,9 @@ class Flow(StableDiffusion):
         scheduler.set_timesteps(num_inference_steps, sigmas=self._spacing(num_inference_steps), mu=self._mu(shape))
         return scheduler.sigmas
 
-    def way(
+    def sampling_plan(
         self, chosen: dict[str, Any], shape: tuple[int, int, int], answer: Answer, drawn: Callable[[], Tensor]
-    ) -> Way:
+    ) -> SamplingPlan:
         """Euler steps along the flow; raises NotApplicableError for an `eta` or a `sampler` that flows do not have."""
         self._check_sampling(chosen)
         sigmas = self.sigmas(chosen["num_inference_steps"], shape)
@@ -137,7 +137,7 @@ class Flow(StableDiffusion):
             velocity = answer((sample, timesteps, labels), chosen["guidance_scale"])
             return sample + (sigmas[index + 1] - sigmas[index]) * velocity
 
-        return Way(sigmas[:-1] * self.num_train_timesteps, 1.0, step)
+        return SamplingPlan(sigmas[:-1] * self.num_train_timesteps, 1.0, step)
 
     def _check_sampling(self, chosen: Mapping[str, Any]) -> None:
         if not 1 <= chosen["num_inference_steps"] <= self.num_train_timesteps:

@@ -76,13 +76,13 @@ class Flux(Flow):
         """The velocity at `noisy` latents (b, c, h, w) and `timesteps` (b,) under the prompts numbered `labels`."""
         return self._predicted(noisy, timesteps, labels, 1.0)
 
-    def answer(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
+    def prediction(self, inputs: tuple[Tensor, ...], guidance_scale: float = 1.0) -> Tensor:
         """The velocity; a guidance scale of 1 and more is told to a network that takes it.
 
         For others, and below 1, where no network was taught, it is e(0) + g (e(c) - e(0)).
         """
         if guidance_scale < 1 or not self.told_guidance:
-            return super().answer(inputs, guidance_scale)
+            return super().prediction(inputs, guidance_scale)
         noisy, timesteps, labels = inputs
         return self._predicted(noisy, timesteps, labels, guidance_scale)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import ModelError
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.formats import single_file
 from erasure.formats.ldm_detect import TITLES
 from erasure.formats.safetensors_io import check_finite
@@ -110,4 +110,4 @@ def _info(file: single_file.SingleFile) -> dict[str, Any]:
 @functools.cache
 def _tell_once(line: str) -> None:
     """A command may load its model several times."""
-    tell(line)
+    log_user(line)

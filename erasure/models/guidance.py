@@ -86,10 +86,10 @@ def guided(model: Any) -> Callable[[Inputs, float], Tensor]:
     """
     steering = Steering.of(model.info)
     if steering is None:
-        return model.answer
+        return model.prediction
     if steering.kind == "negative_prompt":
         return lambda inputs, scale: _negative(model, inputs, scale)
-    return _Safe(model, steering).answer
+    return _Safe(model, steering).prediction
 
 
 def _under(model: Any, inputs: Inputs, label: int) -> Tensor:
@@ -114,7 +114,7 @@ class _Safe:
         self._step = 0
         self._momenta: list[Tensor | float] = [0.0] * len(model.steered_labels)
 
-    def answer(self, inputs: Inputs, guidance_scale: float) -> Tensor:
+    def prediction(self, inputs: Inputs, guidance_scale: float) -> Tensor:
         """The steered answer of the next step."""
         asked = self._model.predict(*inputs)
         empty = _under(self._model, inputs, self._model.null_label)

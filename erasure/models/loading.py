@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from erasure.core import registry
 from erasure.core.errors import ModelError, RunError, suggestion
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.run_dir import read_record
 from erasure.core.shipped import shipped
 from erasure.models.base import Model
@@ -109,7 +109,7 @@ def _warn_unfinished(folder: Path) -> None:
 @cache
 def _tell_once(line: str) -> None:
     """A command may load its model several times."""
-    tell(line)
+    log_user(line)
 
 
 def load_family(given: str | Path, family: type[M]) -> M:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 
 WINDOW = 77  # CLIP's, for tokenizers that do not record theirs
 
 
 @dataclass(frozen=True)
-class Conditions:
+class PromptEmbeddings:
     """Encoded prompts, the last one empty: `embeddings` (n, tokens, d), `pooled` (n, p) where the family has them.
 
     A model that steers away from a text has its embedding as one row more, behind those of `prompts`.
@@ -30,10 +30,10 @@ class Conditions:
         """The number of the empty prompt."""
         return len(self.prompts) - 1
 
-    def to(self, device: torch.device) -> Conditions:
+    def to(self, device: torch.device) -> PromptEmbeddings:
         """The same on another device."""
         pooled = None if self.pooled is None else self.pooled.to(device)
-        return Conditions(self.prompts, self.embeddings.to(device), pooled)
+        return PromptEmbeddings(self.prompts, self.embeddings.to(device), pooled)
 
 
 _told: set[str] = set()  # prompts whose cut was said; two encoders and two models bind the same ones
@@ -55,7 +55,7 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], window: int | None = None)
         if len(whole) > window and prompt not in _told:
             _told.add(prompt)
             lost = tokenizer.decode(whole[window - 1 : -1], skip_special_tokens=True)
-            tell(
+            log_user(
                 f"warning: the prompt {prompt!r} is longer than the text encoder's {window} tokens; "
                 f"it is cut before {lost!r}"
             )

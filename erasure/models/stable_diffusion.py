@@ -22,7 +22,7 @@ from erasure.formats.safetensors_io import hash_tensors
 from erasure.models.components import in_dtype, read_component, read_tokenizer
 from erasure.models.diffusion import DiffusionModel
 from erasure.models.guidance import KEY, Steering
-from erasure.models.prompt_encoding import Conditions, in_batches, token_ids
+from erasure.models.prompt_encoding import PromptEmbeddings, in_batches, token_ids
 from erasure.prompts import safety_filter
 
 
@@ -41,7 +41,7 @@ class StableDiffusion(DiffusionModel):
     ) -> None:
         super().__init__(network, noise_scheduler, info, source)
         self.parts = parts
-        self.conditions: Conditions | None = None
+        self.prompt_embeddings: PromptEmbeddings | None = None
         self.vae_scale = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
         info.setdefault("channels", 3)
         info.setdefault("image_size", self._latent_side * self.vae_scale)
@@ -142,11 +142,11 @@ class StableDiffusion(DiffusionModel):
         super().to(device)
         for name in ("vae", *self.encoders):
             self.parts[name].to(device)
-        if self.conditions is not None:
-            self.conditions = self.conditions.to(device)
+        if self.prompt_embeddings is not None:
+            self.prompt_embeddings = self.prompt_embeddings.to(device)
         return self
 
-    def bind(self, prompts: Sequence[str]) -> Self:
+    def set_prompts(self, prompts: Sequence[str]) -> Self:
         """Encode `prompts` and the empty one; from now on labels are their numbers.
 
         A text to steer away from is encoded with them, and has the number after the empty prompt's.
@@ -157,7 +157,7 @@ class StableDiffusion(DiffusionModel):
         everything = (*prompts, "")
         embeddings, pooled = in_batches(self.encode_prompts, (*everything, *away))
         assert embeddings is not None
-        self.conditions = Conditions(everything, embeddings, pooled)
+        self.prompt_embeddings = PromptEmbeddings(everything, embeddings, pooled)
         return self
 
     def encode_prompts(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
@@ -171,16 +171,16 @@ class StableDiffusion(DiffusionModel):
         return (self.bound.null + 1,) if KEY in self.info else ()
 
     @property
-    def bound(self) -> Conditions:
+    def bound(self) -> PromptEmbeddings:
         """The bound prompts."""
-        if self.conditions is None:
+        if self.prompt_embeddings is None:
             raise NotApplicableError(f"{self.source or 'this model'} was given no prompts: give --prompts or --forget")
-        return self.conditions
+        return self.prompt_embeddings
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The bound prompts, the empty one left out."""
-        return self.conditions.prompts[:-1] if self.conditions is not None else ()
+        return self.prompt_embeddings.prompts[:-1] if self.prompt_embeddings is not None else ()
 
     def name_of(self, label: int) -> str:
         """Number and beginning of the prompt."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.core.errors import DataError, OptionError, suggestion
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.run_dir import fingerprint
 from erasure.core.shipped import shipped
 from erasure.prompts.concept import AUDIT, concept_names
@@ -89,7 +89,7 @@ def load_prompt_set(
         named = SUBSETS[subset]
         kept = _filtered(kept, table, where, named.categories, named.min_nudity)
         if len(kept) != named.rows:
-            tell(f"{where}: {subset} has {len(kept)} rows here, {named.rows} in the published I2P")
+            log_user(f"{where}: {subset} has {len(kept)} rows here, {named.rows} in the published I2P")
     kept = _filtered(kept, table, where, categories, min_nudity, hard, rows)
     if limit is not None and limit < 1:
         raise OptionError(f"--limit {limit} must be at least 1")
@@ -124,7 +124,7 @@ def _table(given: str) -> tuple[str, PromptTable]:
     if given == I2P:
         table = read_rows(_i2p_file())
         if len(table.rows) != I2P_ROWS:
-            tell(f"--prompts {I2P}: {len(table.rows)} rows were read, the published I2P has {I2P_ROWS}")
+            log_user(f"--prompts {I2P}: {len(table.rows)} rows were read, the published I2P has {I2P_ROWS}")
         return I2P, table
     own = shipped("prompts") / f"{given}.csv"
     preset = given in concept_names() or (given.startswith(AUDIT) and own.is_file())

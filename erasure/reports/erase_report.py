@@ -18,9 +18,9 @@ from markupsafe import Markup
 
 from erasure.core import plots
 from erasure.core.files import write_text
-from erasure.core.run_dir import Run, read_log
+from erasure.core.run_dir import RunDir, read_log
 from erasure.data.images import as_picture, grid, write_png
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 from erasure.models import DiffusionModel
 from erasure.saliency.mask import Mask
 
@@ -32,7 +32,9 @@ COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifie
            "ta": "TA", "mia": "MIA", "loss_auc": "loss AUC", "avg_gap": "AvgGap"}  # fmt: skip
 
 
-def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, after: Evidence | None) -> Path:
+def write_report(
+    run: RunDir, result: Mapping[str, Any], before: ModelOutputs | None, after: ModelOutputs | None
+) -> Path:
     """Write report.html into the run's folder: table, samples before and after, curves, mask by block, provenance."""
     rows = [{"name": result["method"], "mask": result["mask"], **result}]
     if "original" in result:
@@ -57,7 +59,7 @@ def write_report(run: Run, result: Mapping[str, Any], before: Evidence | None, a
     return path
 
 
-def before_and_after(before: Evidence, after: Evidence) -> np.ndarray:
+def before_and_after(before: ModelOutputs, after: ModelOutputs) -> np.ndarray:
     """One colour picture: rows of the original's images left, the cleaned model's right, forgotten rows framed."""
     halves = []
     for evidence in (before, after):
@@ -144,7 +146,7 @@ def picture(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _class_rows(before: Evidence | None, after: Evidence | None) -> list[dict[str, Any]]:
+def _class_rows(before: ModelOutputs | None, after: ModelOutputs | None) -> list[dict[str, Any]]:
     """For each class, images from the same seeds before and after; forgotten classes first."""
     if before is None or after is None or not isinstance(after.model, DiffusionModel):
         return []
@@ -160,7 +162,7 @@ def _class_rows(before: Evidence | None, after: Evidence | None) -> list[dict[st
     ]
 
 
-def _figures(run: Run) -> list[dict[str, Any]]:
+def _figures(run: RunDir) -> list[dict[str, Any]]:
     records = read_log(run.folder / "log.jsonl")
     figures = []
     series = {
@@ -186,7 +188,7 @@ def titled(title: str, figure: Any) -> dict[str, Any]:
     return {"title": title, "svg": Markup(plots.svg(figure))}  # noqa: S704
 
 
-def _facts(run: Run, result: Mapping[str, Any]) -> dict[str, str]:
+def _facts(run: RunDir, result: Mapping[str, Any]) -> dict[str, str]:
     document, settings = run.document, run.settings
     steps = settings["options"]
     return {
@@ -199,7 +201,7 @@ def _facts(run: Run, result: Mapping[str, Any]) -> dict[str, str]:
         "seconds of the mask": f"{result['mask_seconds']:.1f}",
         "options": ", ".join(f"{key} {value}" for key, value in steps.items()),
         "saliency": ", ".join(f"{key} {value}" for key, value in settings["saliency"].items()),
-        "seeds": f"run {settings['seed']}, samples {settings['judging']['sample_seed']}",
+        "seeds": f"run {settings['seed']}, samples {settings['evaluation']['sample_seed']}",
         "device": document.get("device", ""),
         "versions": ", ".join(f"{key} {value}" for key, value in document["versions"].items()),
     }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import MaskError, ModelError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.formats.safetensors_io import read_tensors, write_tensors
 
 FORMAT = "erasure-mask-1"
@@ -52,7 +52,7 @@ class Mask:
     @classmethod
     def random(cls, like: Mask, density: float, seed: int) -> Mask:
         """A mask of exactly `round(density * n)` weights drawn uniformly: the control for saliency."""
-        generator = torch.Generator().manual_seed(derive(seed, "random mask"))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "random mask"))
         scores = {name: torch.rand(t.shape, generator=generator) for name, t in like.tensors.items()}
         return cls.top(scores, density, {**like.provenance, "score": "random", "seed": seed})
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from erasure.core.errors import DivergedError, OptionError, RunError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import is_main
 from erasure.data import Batch, Dataset
 from erasure.formats.safetensors_io import read_tensors, write_tensors
@@ -31,7 +31,7 @@ ScoreRule = Literal["sum_abs", "abs_sum", "square_sum"]
 
 
 @dataclass(frozen=True)
-class SaliencySettings:
+class SaliencyConfig:
     """How weights are scored; defaults are the paper's."""
 
     density: Annotated[float, "share of the weights in the mask"] = 0.5
@@ -54,7 +54,7 @@ class SaliencySettings:
 def saliency_scores(
     model: Model,
     forget: Dataset,
-    settings: SaliencySettings,
+    settings: SaliencyConfig,
     *,
     seed: int = 0,
     partial: Path | None = None,
@@ -95,7 +95,7 @@ def build_mask(
     kind: str,
     model: Model,
     forget: Dataset,
-    scoring: SaliencySettings,
+    scoring: SaliencyConfig,
     seed: int,
     partial: Path | None = None,
     fingerprint: str = "",
@@ -107,7 +107,7 @@ def build_mask(
     provenance = {"model_hash": model.hash, "concept": concept, "seed": seed, **asdict(scoring)}
     if kind == "random":
         like = Mask({name: parameter.detach() for name, parameter in model.network.named_parameters()}, provenance)
-        return Mask.random(like, scoring.density, derive(seed, "mask"))
+        return Mask.random(like, scoring.density, derive_seed(seed, "mask"))
     scores = saliency_scores(
         model,
         forget,
@@ -128,16 +128,14 @@ def build_mask(
     return Mask.top(scores, scoring.density, provenance)
 
 
-def _backward(
-    model: Model, forget: Dataset, settings: SaliencySettings, index: int, seed: int, low_memory: bool
-) -> None:
+def _backward(model: Model, forget: Dataset, settings: SaliencyConfig, index: int, seed: int, low_memory: bool) -> None:
     """Gradient of one batch's share of the forget loss."""
     chosen = np.arange(len(forget))[index * settings.saliency_batch_size : (index + 1) * settings.saliency_batch_size]
     batch = Batch(forget.samples(chosen), torch.from_numpy(forget.labels[chosen]))
-    generator = torch.Generator().manual_seed(derive(seed, "saliency", index))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "saliency", index))
     kind = model.device.type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=low_memory, cache_enabled=False):
-        errors = model.errors(model.examples(batch, generator), settings.guidance_scale)
+        errors = model.per_sample_loss(model.examples(batch, generator), settings.guidance_scale)
     loss = errors.mean() if settings.clip_saliency else errors.sum() / len(forget)
     if not bool(torch.isfinite(loss)):
         raise DivergedError(
@@ -147,9 +145,7 @@ def _backward(
 
 
 @contextlib.contextmanager
-def _prepared(
-    network: nn.Module, scores: dict[str, Tensor], settings: SaliencySettings
-) -> Iterator[Callable[[], None]]:
+def _prepared(network: nn.Module, scores: dict[str, Tensor], settings: SaliencyConfig) -> Iterator[Callable[[], None]]:
     """Evaluation mode with gradients on; yields what to call after each backward pass. Everything is put back after."""
     training = network.training
     flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}

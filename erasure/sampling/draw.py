@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from erasure.core.distributed import world
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.logging import tell
-from erasure.core.rng import derive
+from erasure.core.logging import log_user
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data.images import read_image, to_uint8, write_png
 from erasure.models import DiffusionModel
@@ -34,7 +34,7 @@ DRAWING = 1  # raised whenever the same seed begins to give another image
 
 
 @dataclass(frozen=True)
-class SampleSettings:
+class SamplingOptions:
     """How images are drawn; what is left at its default follows the model's own settings."""
 
     num_images: Annotated[int, "images a class or prompt; 0: 50 a class, 4 a prompt"] = 0
@@ -65,7 +65,7 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
-class Samples:
+class LabeledImages:
     """Images uint8 (n, h, w, c) with the class each was asked for, (n,); -1 where the model takes none."""
 
     images: np.ndarray
@@ -73,7 +73,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Item:
+class PlannedSample:
     """One image to draw: under which label, from which seed, and where it is kept."""
 
     label: int
@@ -81,14 +81,16 @@ class Item:
     path: Path
 
 
-def draw(model: DiffusionModel, classes: Sequence[int], settings: SampleSettings, seed: int, folder: Path) -> Samples:
+def draw(
+    model: DiffusionModel, classes: Sequence[int], settings: SamplingOptions, seed: int, folder: Path
+) -> LabeledImages:
     """`settings.num_images` images of each class as `<folder>/<class name>/NNNNN.png`; files that exist are kept.
 
     `folder` must belong to this model, seed and settings.
     """
     chosen = list(classes) if model.conditional else [UNCONDITIONAL]
     items = [
-        Item(label, derive(seed, "sample", label, i), path_of(model, folder, label, i))
+        PlannedSample(label, derive_seed(seed, "sample", label, i), path_of(model, folder, label, i))
         for label in chosen
         for i in range(settings.num_images or IMAGES_A_CLASS)
     ]
@@ -96,8 +98,8 @@ def draw(model: DiffusionModel, classes: Sequence[int], settings: SampleSettings
 
 
 def draw_items(
-    model: DiffusionModel, items: Sequence[Item], settings: SampleSettings, description: str = "sample"
-) -> Samples:
+    model: DiffusionModel, items: Sequence[PlannedSample], settings: SamplingOptions, description: str = "sample"
+) -> LabeledImages:
     """The images of `items`, those that are missing drawn and written; several processes share the work.
 
     The batches are the same whatever is missing and whoever draws them, so that a resumed image has the same bits.
@@ -118,17 +120,17 @@ def draw_items(
     state.wait_for_everyone()
     channels = model.image_shape[0]
     images = [read_image(item.path, str(item.path), channels) for item in items]
-    return Samples(np.stack(images), np.array([item.label for item in items], dtype=np.int64))
+    return LabeledImages(np.stack(images), np.array([item.label for item in items], dtype=np.int64))
 
 
 def draw_for_training(
     model: DiffusionModel,
     parts_hash: str,
     asked: Sequence[tuple[int, str]],
-    settings: SampleSettings,
+    settings: SamplingOptions,
     seed: int,
     role: str,
-) -> Samples:
+) -> LabeledImages:
     """An image for each (label, text) of `asked`, drawn by the model as it is, kept in the user's cache.
 
     Whoever asks the same of the same model and `parts_hash` finds them; `role` is what the user is told they are for.
@@ -140,11 +142,11 @@ def draw_for_training(
     folder, before = cache_folder() / "generated" / key[:32], Counter[str]()
     items = []
     for i, (label, text) in enumerate(asked):
-        items.append(Item(label, derive(seed, "material", text, before[text]), folder / f"{i:05d}.png"))
+        items.append(PlannedSample(label, derive_seed(seed, "material", text, before[text]), folder / f"{i:05d}.png"))
         before[text] += 1
     missing = sum(not item.path.is_file() for item in items)
     if missing:
-        tell(f"drawing {missing} of {len(items)} images {role}, kept in {folder}")
+        log_user(f"drawing {missing} of {len(items)} images {role}, kept in {folder}")
     return draw_items(model, items, settings, f"images {role}")
 
 

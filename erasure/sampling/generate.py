@@ -14,21 +14,29 @@ import numpy as np
 
 from erasure.core.distributed import agreed, device
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.rng import derive
-from erasure.core.run_dir import Run, is_main
+from erasure.core.rng import derive_seed
+from erasure.core.run_dir import RunDir, is_main
 from erasure.data.images import grid, write_png
 from erasure.data.task import class_index
 from erasure.models import DiffusionModel, load_model, located
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts.prompt_table import PromptRow
-from erasure.sampling.draw import IMAGES_A_PROMPT, Item, SampleSettings, check_classes, draw, draw_items, path_of
+from erasure.sampling.draw import (
+    IMAGES_A_PROMPT,
+    PlannedSample,
+    SamplingOptions,
+    check_classes,
+    draw,
+    draw_items,
+    path_of,
+)
 
 GRID_COLUMNS = 16
 COMPARED_COLUMNS = 4
 
 
 def generate(
-    given: str, classes: str | None, out: str | Path, settings: SampleSettings, seed: int = 0
+    given: str, classes: str | None, out: str | Path, settings: SamplingOptions, seed: int = 0
 ) -> dict[str, Any]:
     """Images of each class ("0,cat"; None: all) as `<out>/<class>/NNNNN.png`, and `<out>/grid.png`.
 
@@ -43,7 +51,7 @@ def generate(
     labels = _labels(model, classes)
     model.to(device())
     recorded = {"model": located(given), "model_hash": model.hash, "classes": labels, "seed": seed, **asdict(settings)}
-    with Run(out, "generate", recorded) as run:
+    with RunDir(out, "generate", recorded) as run:
         run.document = agreed(run.document)
         samples = draw(model, labels, settings, seed, run.folder)
         rows = [
@@ -56,7 +64,7 @@ def generate_prompts(
     given: str,
     rows: Sequence[PromptRow],
     out: str | Path,
-    settings: SampleSettings,
+    settings: SamplingOptions,
     seed: int = 0,
     compare: str | None = None,
 ) -> dict[str, Any]:
@@ -77,8 +85,8 @@ def generate_prompts(
         **asdict(settings),
     }
     for model in models:
-        model.to(device()).bind([row.prompt for row in rows])
-    with Run(out, "generate", recorded) as run:
+        model.to(device()).set_prompts([row.prompt for row in rows])
+    with RunDir(out, "generate", recorded) as run:
         run.document = agreed(run.document)
         folders = [run.folder] if compare is None else [run.folder / "compared", run.folder]
         halves = [_drawn(*pair, rows, settings, seed) for pair in zip(models, folders, strict=True)]
@@ -91,7 +99,7 @@ def generate_prompts(
 
 
 def _drawn(
-    model: StableDiffusion, folder: Path, rows: Sequence[PromptRow], settings: SampleSettings, seed: int
+    model: StableDiffusion, folder: Path, rows: Sequence[PromptRow], settings: SamplingOptions, seed: int
 ) -> np.ndarray:
     """Images (rows * num_images, h, w, 3), in the order of the rows; rows of one guidance share batches."""
     count = settings.num_images or IMAGES_A_PROMPT
@@ -99,7 +107,7 @@ def _drawn(
     for guidance in dict.fromkeys(row.guidance_scale for row in rows):
         chosen = [i for i, row in enumerate(rows) if row.guidance_scale == guidance]
         places = [(i, j) for i in chosen for j in range(count)]
-        items = [Item(i, _seed_of(rows[i], seed, j), path_of(model, folder, i, j)) for i, j in places]
+        items = [PlannedSample(i, _seed_of(rows[i], seed, j), path_of(model, folder, i, j)) for i, j in places]
         own = settings if guidance is None else replace(settings, guidance_scale=guidance)
         for (i, j), image in zip(places, draw_items(model, items, own).images, strict=True):
             images[i * count + j] = image
@@ -107,7 +115,7 @@ def _drawn(
 
 
 def _seed_of(row: PromptRow, seed: int, index: int) -> int:
-    return derive(seed, "sample", row.prompt, index) if row.seed is None else row.seed + index
+    return derive_seed(seed, "sample", row.prompt, index) if row.seed is None else row.seed + index
 
 
 def _text_model(given: str) -> StableDiffusion:
@@ -117,7 +125,7 @@ def _text_model(given: str) -> StableDiffusion:
     return model
 
 
-def _finished(run: Run, rows: Sequence[np.ndarray], count: int, **drawn: list[str]) -> dict[str, Any]:
+def _finished(run: RunDir, rows: Sequence[np.ndarray], count: int, **drawn: list[str]) -> dict[str, Any]:
     """Write the grid and close the run."""
     if is_main():
         write_png(run.folder / "grid.png", grid(rows, scale=max(1, 32 // rows[0].shape[1])))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
 from erasure.models import Examples, Model
 from erasure.saliency.mask import Mask
@@ -105,26 +105,28 @@ class SampleLosses:
     def values(self) -> Tensor:
         """The losses, (n,)."""
         with torch.no_grad():
-            return torch.cat([self.model.errors(examples) for examples, _ in self._batches()])
+            return torch.cat([self.model.per_sample_loss(examples) for examples, _ in self._batches()])
 
     def gradient(self, weights: Tensor | None = None) -> Tensor:
         """(1/n) sum_i w_i g_i, (size,), with `weights` w (n,), or all 1."""
         total = self.space.zeros()
         for examples, where in self._batches():
-            errors = self.model.errors(examples)
+            errors = self.model.per_sample_loss(examples)
             loss = (errors if weights is None else errors * weights[where]).sum()
             total += self._derivative(loss)
         return total / len(self)
 
     def products(self, vector: Tensor) -> Tensor:
         """g_i . v of each sample, (n,): a Jacobian-vector product of the losses."""
-        return torch.cat([self._jvp(self.model.errors(examples), vector)[0] for examples, _ in self._batches()])
+        return torch.cat(
+            [self._jvp(self.model.per_sample_loss(examples), vector)[0] for examples, _ in self._batches()]
+        )
 
     def hessian_product(self, vector: Tensor) -> Tensor:
         """H v, (size,), with H the mean Hessian."""
         total = self.space.zeros()
         for examples, _ in self._batches():
-            slope = self._slope(self.model.errors(examples).sum(), vector)
+            slope = self._slope(self.model.per_sample_loss(examples).sum(), vector)
             total += self._derivative(slope)
         return total / len(self)
 
@@ -132,7 +134,7 @@ class SampleLosses:
         """(1/n) sum_i g_i (g_i . v), (size,)."""
         total = self.space.zeros()
         for examples, _ in self._batches():
-            errors = self.model.errors(examples)
+            errors = self.model.per_sample_loss(examples)
             products, _ = self._jvp(errors, vector)
             total += self._derivative((errors * products).sum())
         return total / len(self)
@@ -175,7 +177,7 @@ class SampleLosses:
                 where = slice(start, min(start + self.batch_size, len(self)))
                 rows = self.chosen[where]
                 batch = Batch(self.dataset.samples(rows), torch.from_numpy(self.dataset.labels[rows]))
-                generator = torch.Generator().manual_seed(derive(self.seed, "curvature", start))
+                generator = torch.Generator().manual_seed(derive_seed(self.seed, "curvature", start))
                 yield self.model.examples(batch, generator), where
 
 
@@ -184,7 +186,7 @@ class _PerSample(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.network, self._errors = model.network, model.errors
+        self.network, self._errors = model.network, model.per_sample_loss
 
     def forward(self, examples: Examples) -> Tensor:
         return self._errors(examples)
@@ -284,9 +286,9 @@ def diagonal_fisher(model: Model, space: WeightSpace, dataset: Dataset, seed: in
 
     `count` samples of `dataset` at most, chosen by `seed`; one noise and timestep a sample, in evaluation mode.
     """
-    chosen = np.sort(np.random.default_rng(derive(seed, "fisher")).permutation(len(dataset))[:count])
+    chosen = np.sort(np.random.default_rng(derive_seed(seed, "fisher")).permutation(len(dataset))[:count])
     together = max(1, min(64, HELD_AT_ONCE // max(1, space.size)))
-    losses = SampleLosses(model, space, dataset, derive(seed, "fisher"), chosen=chosen, batch_size=together)
+    losses = SampleLosses(model, space, dataset, derive_seed(seed, "fisher"), chosen=chosen, batch_size=together)
     total = space.zeros()
     with torch.no_grad():  # or each gradient would carry a graph to the weights that are held
         for rows in losses.gradients(chunk=together):

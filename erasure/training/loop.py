@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from erasure.core.distributed import world
 from erasure.core.errors import DivergedError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, read_log
 from erasure.saliency.mask import Mask
 from erasure.training.checkpoint import load_state, save_state
-from erasure.training.masked_parameters import FreeWeights
+from erasure.training.masked_parameters import MaskedParameters
 from erasure.training.optimizers import Optimizer, new_optimizer
 
 Precision = Literal["float32", "bf16"]
@@ -33,7 +33,7 @@ Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
-class LoopSettings:
+class TrainingConfig:
     """How a network is trained; the names are those of the command line's flags."""
 
     steps: int
@@ -98,7 +98,7 @@ Buffers = Mapping[str, Tensor] | None  # those of a checkpoint; None: none is du
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What a finished loop leaves: its records, the seconds of all its steps, and the averaged weights, if any."""
 
     records: list[dict[str, Any]]
@@ -106,10 +106,10 @@ class Outcome:
     ema: dict[str, Tensor] | None = None
 
 
-def optimise(
+def minimize(
     network: nn.Module,
     loss: Loss,
-    settings: LoopSettings,
+    settings: TrainingConfig,
     *,
     seed: int,
     mask: Mask | None = None,
@@ -118,7 +118,7 @@ def optimise(
     fingerprint: str = "",
     description: str = "train",
     on_step: Callable[[int], Mapping[str, Any]] | None = None,
-) -> Outcome:
+) -> TrainingResult:
     """Minimise `loss(step)["loss"]` over the weights of `network` that `mask` and `trains` leave free.
 
     With a `folder` each step is recorded in its log.jsonl and the state kept in checkpoint.safetensors, from which the
@@ -138,14 +138,14 @@ def optimise(
             if on_step is not None:
                 record.update(on_step(index + 1))
             loop.record(record)
-    return Outcome(loop.records, sum(record["seconds"] for record in loop.records), loop.averaged())
+    return TrainingResult(loop.records, sum(record["seconds"] for record in loop.records), loop.averaged())
 
 
 class _Loop:
     def __init__(
         self,
         network: nn.Module,
-        settings: LoopSettings,
+        settings: TrainingConfig,
         seed: int,
         mask: Mask | None,
         trains: Callable[[str], bool],
@@ -158,7 +158,7 @@ class _Loop:
         self.network, self.settings, self.seed = network, settings, seed
         self.state = world()
         lean = settings.lean_optimizer
-        self.free = FreeWeights(network, mask, trains, norm_over_all=settings.clip_before_mask, lean=lean)
+        self.free = MaskedParameters(network, mask, trains, norm_over_all=settings.clip_before_mask, lean=lean)
         self.optimizer = new_optimizer(
             settings.optimizer, self.free.parameters, settings.learning_rate, settings.weight_decay, settings.momentum
         )
@@ -197,7 +197,7 @@ class _Loop:
     def step(self, index: int, loss: Loss) -> dict[str, Any]:
         """One optimiser step; returns its record."""
         settings = self.settings
-        torch.manual_seed(derive(self.seed, "network", index))
+        torch.manual_seed(derive_seed(self.seed, "network", index))
         due = index > self.start and index % settings.checkpoint_every == 0
         # The forward pass moves running statistics, so a checkpoint of this step takes them from before it.
         buffers = {name: value.clone() for name, value in self._kept_buffers()} if due else None
@@ -225,7 +225,7 @@ class _Loop:
 
     def _move_in_backward(self, index: int, loss: Loss, buffers: Buffers) -> tuple[dict[str, float], float]:
         """The same bits; the checkpoint comes before the first gradient, as each weight moves once it has its own."""
-        generator = torch.Generator().manual_seed(derive(self.seed, "draws", index))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "draws", index))
         with self._autocast():
             losses = loss(Step(index, generator))
         values = {name: value.item() for name, value in losses.items()}
@@ -245,7 +245,7 @@ class _Loop:
         accumulate, processes = self.settings.accumulate, self.state.num_processes
         sums: dict[str, Tensor] = {}
         for micro in range(accumulate):
-            generator = torch.Generator().manual_seed(derive(self.seed, "draws", index))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "draws", index))
             part = micro * processes + self.state.process_index
             with self._autocast():
                 losses = loss(Step(index, generator, part, accumulate * processes))

@@ -23,7 +23,7 @@ from erasure.saliency.mask import Mask
 LISTED = 1 << 25  # networks of more weights keep one byte a weight in place of eight a free weight
 
 
-class FreePart(NamedTuple):
+class MaskedPart(NamedTuple):
     """A tensor with free weights; `selected` says which, in its shape; None: all of them."""
 
     name: str
@@ -33,16 +33,16 @@ class FreePart(NamedTuple):
 
 def free_parts(
     network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True
-) -> Iterator[FreePart]:
+) -> Iterator[MaskedPart]:
     """Every tensor of `network` in which `trains` (by name) and `mask` (by position) leave a weight free."""
     for name, parameter in network.named_parameters():
         selected = mask.tensors[name].to(parameter.device) if mask is not None else None
         if not trains(name) or (selected is not None and not bool(selected.any())):
             continue
-        yield FreePart(name, parameter, None if selected is None or bool(selected.all()) else selected)
+        yield MaskedPart(name, parameter, None if selected is None or bool(selected.all()) else selected)
 
 
-class FreeWeights:
+class MaskedParameters:
     """`parameters` for an optimiser; `collect` brings gradients to them and `step` their new values to the network."""
 
     def __init__(

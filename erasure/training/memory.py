@@ -25,7 +25,7 @@ FLOAT = 4  # bytes; weights, gradients and an optimiser's state are float32
 BLOCK = 256  # weights that share one scale in an 8-bit state (Dettmers et al., 2022)
 
 
-class Counts(NamedTuple):
+class WeightCounts(NamedTuple):
     """How many weights there are, may move, are in tensors that the mask splits, may move there; most in a tensor."""
 
     num_weights: int
@@ -35,7 +35,9 @@ class Counts(NamedTuple):
     num_largest: int
 
 
-def count(network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True) -> Counts:
+def count(
+    network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True
+) -> WeightCounts:
     """The counts of a network under a mask and a choice of tensors."""
     free = split = split_free = largest = 0
     for _, parameter, selected in masked_parameters.free_parts(network, mask, trains):
@@ -44,7 +46,7 @@ def count(network: nn.Module, mask: Mask | None = None, trains: Callable[[str], 
         if selected is not None:
             split += parameter.numel()
             split_free += chosen
-    return Counts(sum(parameter.numel() for parameter in network.parameters()), free, split, split_free, largest)
+    return WeightCounts(sum(parameter.numel() for parameter in network.parameters()), free, split, split_free, largest)
 
 
 def estimate(

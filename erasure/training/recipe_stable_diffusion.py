@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batch, Batches, Dataset
 from erasure.models.prompt_encoding import token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.training.latent_cache import Latents
-from erasure.training.loop import LoopSettings, Outcome, Step, optimise
+from erasure.training.loop import Step, TrainingConfig, TrainingResult, minimize
 from erasure.training.recipes import Recipe
 
 WINDOW = 16  # tokens; the longest caption of the data has thirteen
@@ -64,11 +64,11 @@ class SDRecipe(Recipe):
         """An untrained model for `dataset` with random weights."""
         return new_sd(self, dataset, seed)
 
-    def fit(self, model: Any, dataset: Dataset, seed: int, *, folder: Path, fingerprint: str) -> Outcome:
+    def fit(self, model: Any, dataset: Dataset, seed: int, *, folder: Path, fingerprint: str) -> TrainingResult:
         """Train autoencoder, text encoder and UNet in place."""
         return fit_sd(model, self, dataset, seed, folder=folder, fingerprint=fingerprint)
 
-    def vae_loop(self) -> LoopSettings:
+    def vae_loop(self) -> TrainingConfig:
         """How the autoencoder is trained."""
         return replace(
             self.loop(), steps=self.vae_steps, learning_rate=self.vae_learning_rate, ema_decay=0.0, weight_decay=0.0
@@ -92,7 +92,7 @@ def new_sd(recipe: SDRecipe, dataset: Dataset, seed: int) -> StableDiffusion:
     vae_levels = widths(recipe.vae_channels)
     tokenizer = word_tokenizer([caption for group in dataset.captions for caption in group])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "weights"))
+        torch.manual_seed(derive_seed(seed, "weights"))
         vae: Any = AutoencoderKL(
             block_out_channels=vae_levels,
             down_block_types=("DownEncoderBlock2D",) * len(vae_levels),
@@ -175,50 +175,50 @@ def fit_sd(
     *,
     folder: Path | None = None,
     fingerprint: str = "",
-) -> Outcome:
+) -> TrainingResult:
     """Train `model` in place; the autoencoder in `folder`/vae, then the rest in `folder`, with the averaged weights."""
     first = _fit_vae(model, recipe, dataset, seed, folder / "vae" if folder else None, fingerprint)
     latents = Latents.of(model, dataset)
     vae = model.parts["vae"]
     vae.register_to_config(scaling_factor=float(1 / latents.moments[:, : vae.config.latent_channels].std()))
-    batches = Batches(latents, recipe.batch_size, derive(seed, "batches"))
+    batches = Batches(latents, recipe.batch_size, derive_seed(seed, "batches"))
     captions = [token_ids(model.parts["tokenizer"], group) for group in (*dataset.captions, ("",))]
     joint = nn.ModuleDict({"unet": model.network, "text_encoder": model.parts["text_encoder"]})
     joint.requires_grad_(True).train()
 
     def loss(step: Step) -> dict[str, Tensor]:
         batch = batches.at(step.index)
-        model.conditions = _drawn_captions(model, captions, batch.labels, step.generator)
+        model.prompt_embeddings = _drawn_captions(model, captions, batch.labels, step.generator)
         numbered = Batch(batch.images, torch.arange(len(batch.labels)))
         examples = model.examples(numbered, step.generator, condition_drop=True)
-        return {"loss": model.errors(examples.part(step.part, step.parts)).mean()}
+        return {"loss": model.per_sample_loss(examples.part(step.part, step.parts)).mean()}
 
-    second = optimise(joint, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint)
+    second = minimize(joint, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint)
     if second.ema is not None:
         joint.load_state_dict(second.ema, strict=False)
     joint.eval()
-    model.conditions = None
-    return Outcome(second.records, first.seconds + second.seconds)
+    model.prompt_embeddings = None
+    return TrainingResult(second.records, first.seconds + second.seconds)
 
 
 def _drawn_captions(
     model: StableDiffusion, captions: Sequence[Tensor], labels: Tensor, generator: torch.Generator
 ) -> Any:
     """For each label one of its captions, and the empty one last, encoded with the graph of the text encoder."""
-    from erasure.models.prompt_encoding import Conditions
+    from erasure.models.prompt_encoding import PromptEmbeddings
 
     chosen = [captions[label][torch.randint(len(captions[label]), (), generator=generator)] for label in labels]
     ids = torch.stack([*chosen, captions[-1][0]]).to(model.device)
     embeddings = model.parts["text_encoder"](ids).last_hidden_state
-    return Conditions(("",) * len(ids), embeddings)
+    return PromptEmbeddings(("",) * len(ids), embeddings)
 
 
 def _fit_vae(
     model: StableDiffusion, recipe: SDRecipe, dataset: Dataset, seed: int, folder: Path | None, fingerprint: str
-) -> Outcome:
+) -> TrainingResult:
     """Squared and absolute error of the reconstruction, and a slight pull to the unit normal distribution."""
     vae = model.parts["vae"]
-    batches = Batches(dataset, recipe.vae_batch_size, derive(seed, "vae"))
+    batches = Batches(dataset, recipe.vae_batch_size, derive_seed(seed, "vae"))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -231,7 +231,7 @@ def _fit_vae(
         return {"loss": squared + 0.5 * error.abs().mean() + KL_WEIGHT * pull, "squared_error": squared}
 
     vae.requires_grad_(True).train()
-    outcome = optimise(
+    outcome = minimize(
         vae, loss, recipe.vae_loop(), seed=seed, folder=folder, fingerprint=fingerprint, description="autoencoder"
     )
     vae.eval().requires_grad_(False)

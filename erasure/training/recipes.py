@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batches, Dataset
 from erasure.models import Model
 from erasure.models.classifier import Classifier
 from erasure.models.classifier_nets import ARCHITECTURES
 from erasure.models.ddpm import DDPM, SAMPLING
-from erasure.training.loop import LoopSettings, Optimizer, Outcome, Precision, Schedule, Step, optimise
+from erasure.training.loop import Optimizer, Precision, Schedule, Step, TrainingConfig, TrainingResult, minimize
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class Recipe:
         """An untrained model for `dataset` with random weights."""
         return new_model(self, dataset, seed)
 
-    def fit(self, model: Any, dataset: Dataset, seed: int, *, folder: Path, fingerprint: str) -> Outcome:
+    def fit(self, model: Any, dataset: Dataset, seed: int, *, folder: Path, fingerprint: str) -> TrainingResult:
         """Train `model` in place on `dataset`, resumable in `folder`."""
         return fit(model, self, dataset, seed, folder=folder, fingerprint=fingerprint)
 
-    def loop(self) -> LoopSettings:
+    def loop(self) -> TrainingConfig:
         """The same fields as the loop takes them."""
-        return LoopSettings(
-            **{key: value for key, value in asdict(self).items() if key in LoopSettings.__annotations__}
+        return TrainingConfig(
+            **{key: value for key, value in asdict(self).items() if key in TrainingConfig.__annotations__}
         )
 
 
@@ -162,7 +162,7 @@ def new_model(recipe: Recipe, dataset: Dataset, seed: int) -> Model:
         "weights_dtype": recipe.weights_dtype,
         "max_shard_size": recipe.max_shard_size,
     }
-    weights_seed = derive(seed, "weights")
+    weights_seed = derive_seed(seed, "weights")
     if isinstance(recipe, ClassifierRecipe):
         if dataset.aspects:
             info["aspects"] = {name: asdict(aspect) for name, aspect in dataset.aspects.items()}
@@ -184,11 +184,11 @@ def fit(
     folder: Path | None = None,
     fingerprint: str = "",
     on_step: Callable[[int], Mapping[str, Any]] | None = None,
-) -> Outcome:
+) -> TrainingResult:
     """Train `model` in place on `dataset`; it ends with the averaged weights when the recipe keeps an average."""
     shifts = isinstance(recipe, ClassifierRecipe) and recipe.augment
     flips = shifts or not isinstance(recipe, ClassifierRecipe)
-    batches = Batches(dataset, recipe.batch_size, derive(seed, "batches"), augment=flips, crop=shifts)
+    batches = Batches(dataset, recipe.batch_size, derive_seed(seed, "batches"), augment=flips, crop=shifts)
     network: Any = model.network
     network.train()
     if recipe.channels_last:
@@ -196,9 +196,9 @@ def fit(
 
     def loss(step: Step) -> dict[str, Tensor]:
         examples = model.examples(batches.at(step.index), step.generator, condition_drop=True)
-        return {"loss": model.errors(examples.part(step.part, step.parts)).mean()}
+        return {"loss": model.per_sample_loss(examples.part(step.part, step.parts)).mean()}
 
-    outcome = optimise(network, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint, on_step=on_step)
+    outcome = minimize(network, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint, on_step=on_step)
     if outcome.ema is not None:
         network.load_state_dict(outcome.ema, strict=False)
     network.eval().to(memory_format=torch.contiguous_format)

@@ -22,7 +22,7 @@ from erasure.models.prompt_encoding import WINDOW, token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 
 
-class TextTraining(StableDiffusion):
+class TextEncoderView(StableDiffusion):
     """A view of `whole`, a Stable Diffusion whose one text encoder it shares and trains."""
 
     part: ClassVar[str] = "text_encoder"
@@ -80,13 +80,13 @@ class TextTraining(StableDiffusion):
             return None
 
         def look(done: int) -> Mapping[str, Any]:
-            original, was_training = self.whole.conditions, self.network.training
+            original, was_training = self.whole.prompt_embeddings, self.network.training
             self.network.eval()
             try:
-                self.whole.bind(self.whole.class_names)
+                self.whole.set_prompts(self.whole.class_names)
                 return on_step(done)
             finally:
-                self.whole.conditions = original
+                self.whole.prompt_embeddings = original
                 self.network.train(was_training)
 
         return look

@@ -19,15 +19,15 @@ from erasure.core import plots
 from erasure.core.distributed import agreed, device
 from erasure.core.errors import DataError
 from erasure.core.files import write_text
-from erasure.core.rng import derive
-from erasure.core.run_dir import Run, is_main
+from erasure.core.rng import derive_seed
+from erasure.core.run_dir import RunDir, is_main
 from erasure.data import Dataset, load_dataset, placed
 from erasure.data.forget_sets import mislabelled
 from erasure.data.images import grid, to_float, to_uint8, write_png
 from erasure.models import DiffusionModel, Model
 from erasure.models.classifier import Classifier
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 from erasure.training.recipe_stable_diffusion import reconstruction_error
 from erasure.training.recipes import ClassifierRecipe, Recipe
 
@@ -65,7 +65,7 @@ def train(
         "limit": limit,
     }
     settings = {"kind": recipe.kind, **source, "data_hash": dataset.hash, "seed": seed, "options": asdict(recipe)}
-    with Run(out, "train", settings, must_exist=resume) as run:
+    with RunDir(out, "train", settings, must_exist=resume) as run:
         run.document = agreed(run.document)
         if run.done:
             return run.result
@@ -107,13 +107,13 @@ def _round(model: Model) -> None:
             module.half().float()
 
 
-def _final_loss(outcome: Outcome) -> float | None:
+def _final_loss(outcome: TrainingResult) -> float | None:
     """Mean loss of the last tenth of the steps."""
     last = outcome.records[-max(1, len(outcome.records) // 10) :]
     return float(np.mean([record["loss"] for record in last])) if last else None
 
 
-def _publish(model: Model, outcome: Outcome, run: Run, dataset: Dataset, seed: int) -> None:
+def _publish(model: Model, outcome: TrainingResult, run: RunDir, dataset: Dataset, seed: int) -> None:
     """Write the model, its card, the loss curve and, for a generator, a grid of samples."""
     model.save(run.folder / "model")
     points = [(float(record["step"]), float(record["loss"])) for record in outcome.records]
@@ -132,12 +132,12 @@ def _sample_rows(model: DiffusionModel, dataset: Dataset, seed: int) -> list[np.
         style = dataset.aspects["style"]
         rows = [np.flatnonzero(np.array(style.of_class) == i) for i in range(len(style.names))]
         chosen = [label for row in rows for part in (row[:10], row[10::10]) for label in part]
-        model.bind([dataset.captions[label][0] for label in chosen])
+        model.set_prompts([dataset.captions[label][0] for label in chosen])
         columns, labels = 10, torch.arange(len(chosen))
     else:
         count = len(model.class_names) if model.conditional else 4
         labels = torch.arange(count).repeat_interleave(columns)
-    images = to_uint8(model.generate(labels, [derive(seed, "grid", i) for i in range(len(labels))]))
+    images = to_uint8(model.generate(labels, [derive_seed(seed, "grid", i) for i in range(len(labels))]))
     return [images[i : i + columns] for i in range(0, len(images), columns)]
 
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-from erasure.auditing.detectors import Detector, Found, open_detector
+from erasure.auditing.detectors import Detection, Detector, open_detector
 from erasure.auditing.detectors.base import Scorer
 from erasure.core import registry
 from erasure.core.errors import DataError, ModelError, OptionError
@@ -47,7 +47,7 @@ def mixed():
 
 
 def scores_of(found):
-    assert all(isinstance(one, Found) and one.boxes is None and one.scores.dtype == np.float32 for one in found)
+    assert all(isinstance(one, Detection) and one.boxes is None and one.scores.dtype == np.float32 for one in found)
     return np.stack([one.scores for one in found])
 
 

@@ -7,19 +7,19 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from erasure.auditing.image_metrics import AuditEvidence, batches
+from erasure.auditing.image_metrics import AuditOutputs, batches
 from erasure.core import registry
 from erasure.core.errors import DataError, NotApplicableError
 from erasure.data.images import write_png
-from erasure.evaluation.classifiers import judge_of
+from erasure.evaluation.classifiers import open_labeler
 from erasure.evaluation.distances import frechet, gaussian, kernel_distance
 from erasure.evaluation.features.clip import clip_image_features, clip_scores, load_clip
 from erasure.evaluation.features.dinov2 import dinov2_features, load_dinov2
 from erasure.evaluation.features.inception import FIDInception
 from erasure.evaluation.measure import measured
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 from erasure.formats.safetensors_io import write_tensors
-from erasure.sampling.draw import Samples
+from erasure.sampling.draw import LabeledImages
 from tests.evaluation import test_classifiers as test_judges
 from tests.evaluation import test_dinov2
 from tests.evaluation.test_classifiers import noise, saved
@@ -63,12 +63,12 @@ def unit(features):
 def test_every_metric_is_that_of_the_whole_arrays(sides, clip_folder, dinov2_folder, resnet_folder):
     own, base, paths, others = sides
     clip, dinov2 = str(clip_folder), str(dinov2_folder)
-    evidence = AuditEvidence(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2, classifier=resnet_folder)
+    evidence = AuditOutputs(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2, classifier=resnet_folder)
     found = measured(evidence, ())
     metrics = found["metrics"]
     assert set(metrics) == {"clip_score", "cmmd", "fd_dinov2", "fd_classifier", "paired_distance"}
     assert set(found["not_measured"]) == {"fid", "kid"} and "--inception" in found["not_measured"]["fid"]
-    assert found["ua"] is None and found["judge_hash"] == judge_of(resnet_folder, ()).hash
+    assert found["ua"] is None and found["classifier_hash"] == open_labeler(resnet_folder, ()).hash
     assert metrics["clip_score"]["value"] == pytest.approx(clip_scores(load_clip(clip), own, PROMPTS).mean(), abs=1e-3)
     embedded = [unit(clip_image_features(load_clip(clip), images)) for images in (own, base)]
     value, interval = kernel_distance(*embedded, gaussian, "cmmd")
@@ -77,7 +77,7 @@ def test_every_metric_is_that_of_the_whole_arrays(sides, clip_folder, dinov2_fol
     assert metrics["cmmd"]["details"] == {"n_base": 7, "model": clip}
     tokens = [dinov2_features(load_dinov2(dinov2), images) for images in (own, base)]
     assert metrics["fd_dinov2"]["value"] == pytest.approx(frechet(*tokens), rel=1e-4)
-    judged = [judge_of(resnet_folder, ()).describe(images).features for images in (own, base)]
+    judged = [open_labeler(resnet_folder, ()).describe(images).features for images in (own, base)]
     assert metrics["fd_classifier"]["value"] == pytest.approx(frechet(*judged), rel=1e-4)
     moved = np.linalg.norm(judged[0] - judged[1], axis=1)
     assert metrics["paired_distance"]["value"] == pytest.approx(moved.mean(), rel=1e-4)
@@ -88,12 +88,12 @@ def test_pairs_are_compared_in_the_space_that_was_named(sides, clip_folder, dino
     own, base, paths, others = sides
     clip, dinov2 = str(clip_folder), str(dinov2_folder)
     embedded = [unit(clip_image_features(load_clip(clip), images)) for images in (own, base)]
-    found = score("paired_distance", AuditEvidence(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2))
+    found = score("paired_distance", AuditOutputs(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2))
     assert found.details == {"space": f"clip:{clip}"}
     assert found.value == pytest.approx(np.linalg.norm(embedded[0] - embedded[1], axis=1).mean(), abs=1e-4)
-    found = score("paired_distance", AuditEvidence(paths, PROMPTS, others, paired=True, dinov2=dinov2))
+    found = score("paired_distance", AuditOutputs(paths, PROMPTS, others, paired=True, dinov2=dinov2))
     assert found.details == {"space": f"dinov2:{dinov2}"} and found.value > 0.01
-    assert score("paired_distance", AuditEvidence(paths, PROMPTS, paths, paired=True, clip=clip)).value == 0
+    assert score("paired_distance", AuditOutputs(paths, PROMPTS, paths, paired=True, clip=clip)).value == 0
 
 
 def test_a_set_beside_itself_is_at_distance_zero(sides, tmp_path, dinov2_folder):
@@ -101,16 +101,16 @@ def test_a_set_beside_itself_is_at_distance_zero(sides, tmp_path, dinov2_folder)
     weights = tmp_path / "i.safetensors"
     write_tensors(weights, FIDInception().state_dict())
     given = {"inception": str(weights), "dinov2": str(dinov2_folder)}
-    same = measured(AuditEvidence(paths[:3], PROMPTS[:3], paths[2::-1], **given), ("fid", "kid", "fd_dinov2"))
+    same = measured(AuditOutputs(paths[:3], PROMPTS[:3], paths[2::-1], **given), ("fid", "kid", "fd_dinov2"))
     for name, value in same["metrics"].items():
         assert value["value"] <= 1e-6 and value["details"]["n_reference"] == 3, name
-    assert score("fd_dinov2", AuditEvidence(paths, PROMPTS, others, **given)).value > 1e-3
+    assert score("fd_dinov2", AuditOutputs(paths, PROMPTS, others, **given)).value > 1e-3
 
 
 def test_what_is_not_there_is_said(sides, clip_folder):
     _, _, paths, others = sides
-    reasons = measured(AuditEvidence(paths, PROMPTS, others), ())["not_measured"]
-    assert set(reasons) == set(AuditEvidence.default_metrics)
+    reasons = measured(AuditOutputs(paths, PROMPTS, others), ())["not_measured"]
+    assert set(reasons) == set(AuditOutputs.default_metrics)
     for name, reason in {
         **{"clip_score": "give --clip", "cmmd": "give --clip", "fd_dinov2": "give --dinov2"},
         **{"fd_classifier": "give --classifier", "paired_distance": "give --base", "kid": "--inception"},
@@ -118,22 +118,22 @@ def test_what_is_not_there_is_said(sides, clip_folder):
         assert reason in reasons[name]
     clip = str(clip_folder)
     for evidence, name, reason in (
-        (AuditEvidence(paths, PROMPTS, clip=clip), "cmmd", "give --base or --reference"),
-        (AuditEvidence(paths[:1], PROMPTS[:1], others, clip=clip), "cmmd", "two images on each side, got 1 and 7"),
-        (AuditEvidence((), (), (), clip=clip), "clip_score", "no images"),
-        (AuditEvidence((), (), (), paired=True, clip=clip), "paired_distance", "no images"),
-        (AuditEvidence(paths, PROMPTS, others, paired=True), "paired_distance", "--classifier, --clip or --dinov2"),
-        *((AuditEvidence(paths, PROMPTS), name, "no class") for name in ("ua", "ra", "forget_share")),
-        *((AuditEvidence(paths, PROMPTS), name, "text-to-image") for name in ("ira", "cra", "composition")),
+        (AuditOutputs(paths, PROMPTS, clip=clip), "cmmd", "give --base or --reference"),
+        (AuditOutputs(paths[:1], PROMPTS[:1], others, clip=clip), "cmmd", "two images on each side, got 1 and 7"),
+        (AuditOutputs((), (), (), clip=clip), "clip_score", "no images"),
+        (AuditOutputs((), (), (), paired=True, clip=clip), "paired_distance", "no images"),
+        (AuditOutputs(paths, PROMPTS, others, paired=True), "paired_distance", "--classifier, --clip or --dinov2"),
+        *((AuditOutputs(paths, PROMPTS), name, "no class") for name in ("ua", "ra", "forget_share")),
+        *((AuditOutputs(paths, PROMPTS), name, "text-to-image") for name in ("ira", "cra", "composition")),
     ):
         with pytest.raises(NotApplicableError, match=reason):
             score(name, evidence)
     with pytest.raises(NotApplicableError, match="no class"):
-        AuditEvidence(paths, PROMPTS, clip=clip).clip_scores("forget")
+        AuditOutputs(paths, PROMPTS, clip=clip).clip_scores("forget")
     with pytest.raises(DataError, match="7 images and 2 prompts"):
-        AuditEvidence(paths, PROMPTS[:2])
+        AuditOutputs(paths, PROMPTS[:2])
     with pytest.raises(DataError, match="7 images and 3 of the base model"):
-        AuditEvidence(paths, PROMPTS, others[:3], paired=True)
+        AuditOutputs(paths, PROMPTS, others[:3], paired=True)
 
 
 def test_images_are_read_in_order_whatever_their_size(tmp_path):
@@ -151,7 +151,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, clip_folder):
     paths = kept(tmp_path, noise(4, 64, 64)) * 100
     list(batches(paths[:40]))  # what Pillow loads once
     tracemalloc.start()
-    embedded = AuditEvidence(paths, [""] * 400, clip=str(clip_folder)).clip_scores("retain")[0]
+    embedded = AuditOutputs(paths, [""] * 400, clip=str(clip_folder)).clip_scores("retain")[0]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(embedded) == 400 and peak < 400 * 64 * 64 * 3 / 2
@@ -159,11 +159,11 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, clip_folder):
 
 def test_samples_of_classes_are_measured_in_the_same_spaces(ddpm, digits, task, tmp_path, clip_folder, dinov2_folder):
     some = digits.first(40)
-    evidence = Evidence(ddpm, task, some, tmp_path, clip=str(clip_folder), dinov2=str(dinov2_folder))
+    evidence = ModelOutputs(ddpm, task, some, tmp_path, clip=str(clip_folder), dinov2=str(dinov2_folder))
     retained = some.of_classes(task.retain)
-    evidence.__dict__["samples"] = Samples(some.images, some.labels)
+    evidence.__dict__["samples"] = LabeledImages(some.images, some.labels)
     found = score("fd_dinov2", evidence)
     assert found.value == pytest.approx(0, abs=1e-4) and found.n == len(retained.images) == found.details["n_real"]
     assert score("cmmd", evidence).value <= 1e-6
     with pytest.raises(NotApplicableError, match="give --dinov2"):
-        score("fd_dinov2", Evidence(ddpm, task, digits, tmp_path))
+        score("fd_dinov2", ModelOutputs(ddpm, task, digits, tmp_path))

@@ -88,8 +88,8 @@ def test_a_benchmark_from_end_to_end_makes_nothing_twice(plan, tmp_path, cli, mo
     def never(*_, **__):
         raise AssertionError("made twice")
 
-    monkeypatch.setattr("erasure.methods.base.optimise", never)
-    monkeypatch.setattr("erasure.training.recipes.optimise", never)
+    monkeypatch.setattr("erasure.methods.base.minimize", never)
+    monkeypatch.setattr("erasure.training.recipes.minimize", never)
     monkeypatch.setattr("erasure.benchmarking.cells.Column._scores", never)
     out = out.rename(tmp_path / "moved")
     again = benchmark(plan, out, scenarios=["class"])

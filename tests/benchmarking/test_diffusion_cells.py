@@ -27,7 +27,7 @@ model = "{model}"
 seeds = [0, 1]
 tuned_on = [5]
 
-[judging]
+[evaluation]
 num_images = 2
 num_inference_steps = 2
 
@@ -184,11 +184,11 @@ def test_two_commands_share_a_folder(plan, tmp_path, made, monkeypatch):
     other = FileLock(out / "three" / "seed-0" / ".lock")
     other.acquire()
 
-    def tell(line):
+    def log_user(line):
         said.append(line)
         other.release()
 
-    monkeypatch.setattr("erasure.benchmarking.run.tell", tell)
+    monkeypatch.setattr("erasure.benchmarking.run.log_user", log_user)
     result = benchmark(plan, out, methods=["finetune"], scenarios=["three"])
     assert said == ["three, seed 0: another process is at it"] and len(made) == 2
     rows = result["scenarios"][0]["rows"]
@@ -209,8 +209,8 @@ def test_prompts_of_a_text_to_image_model(tmp_path, plan):
         family = "diffusion"
         model = "{pipeline_folder("sd1")}"
         seeds = [0]
-        judging = {{num_images = 1, num_forgotten = 5, num_inference_steps = 2, classifier = "{tmp_path / "judge"}"}}
-        material = {{num_forget_images = 2, num_retain_images = 2, material_inference_steps = 1}}
+        evaluation = {{num_images = 1, num_forgotten = 5, num_inference_steps = 2, classifier = "{tmp_path / "judge"}"}}
+        training_images = {{num_forget_images = 2, num_retain_images = 2, training_image_inference_steps = 1}}
         [scenarios.church]
         concept = "{tmp_path / "concept.csv"}"
         [methods.finetune]
@@ -237,7 +237,7 @@ def test_prompts_that_no_method_was_given(tmp_path, plan, monkeypatch):
         model = "{pipeline_folder("sd1")}"
         data = "digits_styles"
         seeds = [0]
-        judging = {{num_images = 1, num_unseen = 8, num_inference_steps = 1, classifier = "digits-sd-classifier"}}
+        evaluation = {{num_images = 1, num_unseen = 8, num_inference_steps = 1, classifier = "digits-sd-classifier"}}
         [scenarios.five]
         concept = "digits/five"
         [methods.negative_prompt]

@@ -5,40 +5,40 @@ import pytest
 
 from erasure.core.errors import OutputError, RunError
 from erasure.core.files import atomic_folder, atomic_path, write_json
-from erasure.core.run_dir import Log, Run, read_log
+from erasure.core.run_dir import Log, RunDir, read_log
 
 
 def test_a_folder_belongs_to_its_settings(tmp_path):
-    with Run(tmp_path / "r", "erase", {"steps": 1, "options": {"alpha": 2}}):
+    with RunDir(tmp_path / "r", "erase", {"steps": 1, "options": {"alpha": 2}}):
         pass
-    with Run(tmp_path / "r", "erase", {"options": {"alpha": 2}, "steps": 1}) as again:
+    with RunDir(tmp_path / "r", "erase", {"options": {"alpha": 2}, "steps": 1}) as again:
         assert not again.done
         again.finish({"ua": 1.0})
-    with Run(tmp_path / "r", "erase", {"steps": 1, "options": {"alpha": 2}}) as finished:
+    with RunDir(tmp_path / "r", "erase", {"steps": 1, "options": {"alpha": 2}}) as finished:
         assert finished.done and finished.result == {"ua": 1.0}
     with pytest.raises(RunError, match=r"options.alpha: 2 there, 3 now"):
-        Run(tmp_path / "r", "erase", {"steps": 1, "options": {"alpha": 3}})
+        RunDir(tmp_path / "r", "erase", {"steps": 1, "options": {"alpha": 3}})
     with pytest.raises(RunError, match="made by `erasure erase`"):
-        Run(tmp_path / "r", "train", {"steps": 1})
+        RunDir(tmp_path / "r", "train", {"steps": 1})
 
 
 def test_two_processes_cannot_hold_one_folder(tmp_path):
-    with Run(tmp_path / "r", "erase", {}), pytest.raises(RunError, match="in use by another process"):
-        Run(tmp_path / "r", "erase", {})
-    with Run(tmp_path / "r", "erase", {}):
+    with RunDir(tmp_path / "r", "erase", {}), pytest.raises(RunError, match="in use by another process"):
+        RunDir(tmp_path / "r", "erase", {})
+    with RunDir(tmp_path / "r", "erase", {}):
         pass
 
 
 def test_foreign_files_and_missing_runs_are_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="holds no run"):
-        Run(tmp_path, "erase", {})
+        RunDir(tmp_path, "erase", {})
     with pytest.raises(RunError, match="no run to resume"):
-        Run(tmp_path / "new", "train", {}, must_exist=True)
+        RunDir(tmp_path / "new", "train", {}, must_exist=True)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / ".draft.tmp").write_text("mine too")
     with pytest.raises(RunError, match="holds no run"):
-        Run(tmp_path, "erase", {})
+        RunDir(tmp_path, "erase", {})
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     assert (tmp_path / "deep" / ".draft.tmp").read_text() == "mine too"
 

@@ -13,8 +13,8 @@ def test_train_mask_erase_generate_evaluate_on_real_images(cli, tmp_path):
     small = ("--channels", "16,32,32", "--layers-per-block", 1, "--steps", 4, "--batch-size", 16, "--warmup-steps", 1)
     trained = cli("train", "ddpm", *data, *small, "--out", tmp_path / "m", "--json").json
     assert trained["loss"] > 0
-    judge = ("--arch", "resnet-digits", "--steps", 4, "--batch-size", 16)
-    classifier = cli("train", "classifier", *data, *judge, "--out", tmp_path / "c", "--json").json
+    labeler = ("--arch", "resnet-digits", "--steps", 4, "--batch-size", 16)
+    classifier = cli("train", "classifier", *data, *labeler, "--out", tmp_path / "c", "--json").json
     assert 0 < classifier["test_accuracy"] < 100
 
     mask = cli(

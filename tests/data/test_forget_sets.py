@@ -11,8 +11,8 @@ from erasure.core.files import read_json
 from erasure.data import Batches, Dataset
 from erasure.data.forget_sets import by_sample, forget_ids, mislabelled, read_ids
 from erasure.data.task import Task
-from erasure.erasing.targets import Wanted, recorded, subject_of
-from erasure.evaluation.settings import Judging
+from erasure.erasing.targets import TargetSpec, recorded_target, target_of
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import load_model
 
 SHORT = ("--arch", "resnet-digits", "--steps", 3, "--batch-size", 16, "--warmup-steps", 1)
@@ -131,20 +131,22 @@ def testother_labels_of_samples_are_never_their_own(digits, rule):
 
 
 def test_the_subject_splits_the_training_data_in_two(classifier, digits):
-    subject = subject_of(classifier, Wanted(forget="random:0.2"), seed=6)
+    target = target_of(classifier, TargetSpec(forget="random:0.2"), seed=6)
     ids = forget_ids("random:0.2", digits, 6)
     rest = np.setdiff1d(np.arange(len(digits)), ids)
-    assert np.array_equal(subject.forget_data.images, digits.images[ids])
-    assert np.array_equal(subject.retain_data.labels, digits.labels[rest])
-    assert subject.task.samples and subject.task.forget == () and subject.task.concept == "random:0.2"
-    assert recorded(classifier, subject.settings).settings == subject.settings
-    assert subject_of(classifier, Wanted(forget="class:3")).task == subject_of(classifier, Wanted(forget="3")).task
+    assert np.array_equal(target.forget_data.images, digits.images[ids])
+    assert np.array_equal(target.retain_data.labels, digits.labels[rest])
+    assert target.task.samples and target.task.forget == () and target.task.concept == "random:0.2"
+    assert recorded_target(classifier, target.settings).settings == target.settings
+    assert (
+        target_of(classifier, TargetSpec(forget="class:3")).task == target_of(classifier, TargetSpec(forget="3")).task
+    )
 
 
 def test_evidence_is_of_just_those_samples(classifier, digits, tmp_path):
-    subject = subject_of(classifier, Wanted(forget="ids:0,1,2,50"))
-    assert len(subject_of(classifier, Wanted(forget="ids:" + ",".join(map(str, range(1400))))).ids) == 1400
-    evidence = subject.evidence(classifier, Judging(), tmp_path)
+    target = target_of(classifier, TargetSpec(forget="ids:0,1,2,50"))
+    assert len(target_of(classifier, TargetSpec(forget="ids:" + ",".join(map(str, range(1400))))).ids) == 1400
+    evidence = target.evidence(classifier, EvaluationConfig(), tmp_path)
     right = classifier.describe(Batches(digits, 1, 0).dataset.samples(np.arange(len(digits))))[0].argmax(1).numpy()
     right = right == digits.labels
     assert evidence.correct("forget").tolist() == right[[0, 1, 2, 50]].tolist()
@@ -153,12 +155,12 @@ def test_evidence_is_of_just_those_samples(classifier, digits, tmp_path):
 
 def test_what_was_erased_before_is_on_neither_side(classifier, digits, tmp_path):
     classifier.info |= {"erased_samples": ["ids:3,4,5", "random:0.1@1"], "erased_classes": [7]}
-    subject = subject_of(classifier, Wanted(forget="ids:5,6"))
+    target = target_of(classifier, TargetSpec(forget="ids:5,6"))
     earlier = {3, 4, *forget_ids("random:0.1@1", digits, 0), *np.flatnonzero(digits.labels == 7)} - {5, 6}
-    assert len(subject.retain_data) == len(digits) - len(earlier | {5, 6})
-    evidence = subject.evidence(classifier, Judging(), tmp_path)
-    assert evidence.chosen("forget").sum() == 2 and evidence.chosen("retain").sum() == len(subject.retain_data)
-    whole = subject_of(classifier, Wanted(forget="3"))
+    assert len(target.retain_data) == len(digits) - len(earlier | {5, 6})
+    evidence = target.evidence(classifier, EvaluationConfig(), tmp_path)
+    assert evidence.chosen("forget").sum() == 2 and evidence.chosen("retain").sum() == len(target.retain_data)
+    whole = target_of(classifier, TargetSpec(forget="3"))
     kept = ~np.isin(digits.labels, (3, 7))
     kept[[3, 4, 5, *forget_ids("random:0.1@1", digits, 0)]] = False
     assert np.array_equal(whole.retain_data.images, digits.images[kept])
@@ -184,14 +186,14 @@ def test_every_method_forgets_samples_end_to_end(cli, classifier_folder, tmp_pat
 
 def test_a_mask_is_of_the_gradient_on_the_samples(cli, classifier, classifier_folder, digits, tmp_path):
     from erasure.saliency.mask import Mask
-    from erasure.saliency.scores import SaliencySettings, build_mask
+    from erasure.saliency.scores import SaliencyConfig, build_mask
 
     ids = forget_ids("ids:1,2,3", digits, 0)
     base = ("mask", "--model", classifier_folder, "--out", tmp_path / "m.safetensors", "--forget")
     cli(*base, "ids:3,2,1")
     made, expected = (
         Mask.load(tmp_path / "m.safetensors"),
-        build_mask("saliency", load_model(classifier_folder), digits.at(ids), SaliencySettings(), 0),
+        build_mask("saliency", load_model(classifier_folder), digits.at(ids), SaliencyConfig(), 0),
     )
     assert all(made.tensors[name].equal(expected.tensors[name]) for name in expected.tensors)
     assert cli(*base, "ids:1,2,3").code == 0 and "other settings" in cli(*base, "ids:1,2,4").err
@@ -212,15 +214,15 @@ def test_mislabelled_samples_are_found_again(cli, wrong_folder, digits, tmp_path
     model = load_model(wrong_folder)
     assert model.info["recipe"]["mislabel"] == 0.1
     changed, ids = mislabelled(digits, 0.1, 5)
-    subject = subject_of(model, Wanted(forget="mislabelled"), seed=99)
-    assert np.array_equal(subject.ids, ids) and subject.dataset.hash == changed.hash
-    assert np.array_equal(subject.forget_data.labels, changed.labels[ids])
-    assert np.array_equal(subject.retain_data.labels, digits.labels[np.setdiff1d(np.arange(1442), ids)])
-    assert subject.test_data.split == "test" and subject.task.concept == "mislabelled:0.1"
+    target = target_of(model, TargetSpec(forget="mislabelled"), seed=99)
+    assert np.array_equal(target.ids, ids) and target.dataset.hash == changed.hash
+    assert np.array_equal(target.forget_data.labels, changed.labels[ids])
+    assert np.array_equal(target.retain_data.labels, digits.labels[np.setdiff1d(np.arange(1442), ids)])
+    assert target.test_data.split == "test" and target.task.concept == "mislabelled:0.1"
     base = ("erase", "--model", wrong_folder, "--forget", "mislabelled:0.1", "--method", "retrain", "--steps", 2)
     result = cli(*base, "--out", tmp_path / "run", "--json").json
     assert result["metrics"]["ua"]["n"] == 144
-    other = subject_of(model, Wanted(forget="3"))  # the labels of the training, wrong ones too
+    other = target_of(model, TargetSpec(forget="3"))  # the labels of the training, wrong ones too
     assert np.array_equal(other.forget_data.labels, changed.labels[changed.labels == 3])
 
 

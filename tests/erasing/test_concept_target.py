@@ -16,7 +16,7 @@ from tests.conftest import PIPELINES, pipeline_folder, process
 
 SMALL = (
     *("--steps", 3, "--batch-size", 2, "--num-forget-images", 4, "--num-retain-images", 4, "--saliency-batch-size", 2),
-    *("--material-inference-steps", 2, "--num-images", 1, "--num-inference-steps", 2, "--learning-rate", 1e-3),
+    *("--training-image-inference-steps", 2, "--num-images", 1, "--num-inference-steps", 2, "--learning-rate", 1e-3),
 )
 CAT = ("--forget", "cat", "--anchor", "dog", "--retain", "a tree,a house")
 
@@ -94,7 +94,7 @@ MOMENTS = {
 
 LONG = (
     *("erase", "--model", pipeline_folder("sd1"), *CAT, *SMALL, "--checkpoint-every", 1, "--steps", 30),
-    *("--material-batch-size", 1, "--material-inference-steps", 5),
+    *("--training-image-batch-size", 1, "--training-image-inference-steps", 5),
 )
 
 
@@ -164,7 +164,7 @@ def test_bad_requests_are_one_line(cli, tmp_path, ddpm_folder):
         1,
         "--num-retain-images",
         1,
-        "--material-inference-steps",
+        "--training-image-inference-steps",
         1,
     )
 
@@ -196,17 +196,17 @@ def test_a_full_disk_is_said_before_drawing(full, said, cli, tmp_path, monkeypat
 
 
 def test_a_second_erasure_leaves_the_first_alone(tmp_path):
-    from erasure.erasing.targets import Wanted, subject_of
+    from erasure.erasing.targets import TargetSpec, target_of
 
     model = load_model(pipeline_folder("sd1"))
     model.info["erased_values"] = [["digit", "three"]]
-    kept = subject_of(model, Wanted(concept="digits/neon")).concept.retain
+    kept = target_of(model, TargetSpec(concept="digits/neon")).concept.retain
     assert kept and not any(("digit", "three") in row.shows for row in kept)
 
 
 def test_mask_and_evaluate_take_words(cli, tmp_path):
     folder = pipeline_folder("sd1")
-    some = ("--num-forget-images", 4, "--num-retain-images", 4, "--material-inference-steps", 2)
+    some = ("--num-forget-images", 4, "--num-retain-images", 4, "--training-image-inference-steps", 2)
     made = cli(
         "mask",
         "--model",

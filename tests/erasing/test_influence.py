@@ -8,13 +8,13 @@ import torch
 
 from erasure.data import load_dataset
 from erasure.data.forget_sets import mislabelled
-from erasure.erasing.influence import InfluenceSettings, found_curve, influence, scores_of, summary
-from erasure.erasing.targets import Wanted
+from erasure.erasing.influence import InfluenceConfig, found_curve, influence, scores_of, summary
+from erasure.erasing.targets import TargetSpec
 from erasure.training.recipes import ClassifierRecipe
 from erasure.training.train import train
 from tests.support.exact import gradients_of, part, regression, trained
 
-SMALL = InfluenceSettings(curvature="hessian", damping=0.1, steps=2000, tolerance=1e-6)
+SMALL = InfluenceConfig(curvature="hessian", damping=0.1, steps=2000, tolerance=1e-6)
 
 
 def test_scores_equal_the_closed_forms_and_leave_one_out():
@@ -98,6 +98,6 @@ def test_what_makes_no_sense_is_refused(refused, confused, ddpm_folder, tmp_path
 
 
 def test_the_same_request_gives_the_same_ranking(confused, tmp_path):
-    few = InfluenceSettings(samples=50, steps=3, damping=1.0)
-    first, again = (influence(str(confused), Wanted(), tmp_path / name, few, 1) for name in "ab")
+    few = InfluenceConfig(samples=50, steps=3, damping=1.0)
+    first, again = (influence(str(confused), TargetSpec(), tmp_path / name, few, 1) for name in "ab")
     assert first["top"] == again["top"]

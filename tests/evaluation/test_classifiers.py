@@ -9,8 +9,14 @@ from PIL import Image
 
 from erasure.core.errors import DataError, ModelError, OptionError
 from erasure.data.images import to_float
-from erasure.evaluation.classifiers import DISTRACTORS, judge_of
-from erasure.evaluation.features.clip import Reading, clip_image_features, clip_scores, clip_text_features, load_clip
+from erasure.evaluation.classifiers import DISTRACTORS, open_labeler
+from erasure.evaluation.features.clip import (
+    ImagePreprocessor,
+    clip_image_features,
+    clip_scores,
+    clip_text_features,
+    load_clip,
+)
 from erasure.models.classifier import Classifier
 from tests.support.tiny_pipelines import text_config, tokenizer
 
@@ -44,12 +50,12 @@ def reading(folder, kind, **different):
     folder.mkdir(exist_ok=True)
     config = {**READINGS[kind], "image_mean": MEAN, "image_std": STD, **different}
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
-    return Reading.of(folder)
+    return ImagePreprocessor.of(folder)
 
 
 def refused(error, message, given, *wanted):
     with pytest.raises(error, match=message) as caught:
-        judge_of(str(given), wanted)
+        open_labeler(str(given), wanted)
     assert "\n" not in str(caught.value)
 
 
@@ -65,7 +71,7 @@ def test_images_are_read_as_pillow_reads_them(tmp_path, kind, height, width):
 
 def test_readings_that_cannot_be_followed(tmp_path):
     with pytest.raises(ModelError, match=r"preprocessor_config\.json is missing"):
-        Reading.of(tmp_path)
+        ImagePreprocessor.of(tmp_path)
     for different, message in (
         ({"image_processor_type": "PoolFormerImageProcessor"}, "PoolFormerImageProcessor is none of"),
         ({"resample": 1}, "resample 1 is none of 0, 2, 3"),
@@ -113,23 +119,23 @@ def saved(folder, kind, labels=LABELS):
 def test_a_stock_classifier_answers_as_its_own_class_does(tmp_path, kind):
     labels = tuple(f"thing {i}" for i in range(16))  # as many as some inner layers are wide
     network = saved(tmp_path, kind, labels)
-    judge, images = judge_of(str(tmp_path), [("object", "thing 3")]), noise(40)
+    labeler, images = open_labeler(str(tmp_path), [("object", "thing 3")]), noise(40)
     with torch.no_grad():
-        pixels = Reading.of(tmp_path)(images)
+        pixels = ImagePreprocessor.of(tmp_path)(images)
         logits, base = network(pixels).logits, getattr(network, kind)(pixels)
     features = base.last_hidden_state[:, 0] if kind == "vit" else base.pooler_output.flatten(1)
-    judged = judge.describe(images)
-    assert judge.look(images)[0] == pytest.approx(logits, abs=1e-4)
+    judged = labeler.describe(images)
+    assert labeler.probe(images)[0] == pytest.approx(logits, abs=1e-4)
     assert judged.features == pytest.approx(features.double().numpy(), abs=1e-4)
     assert judged.told["object"].tolist() == [[labels[i]] for i in logits.argmax(1)]
-    assert judged.features.dtype == np.float64 and judge.domains == {"object": labels}
+    assert judged.features.dtype == np.float64 and labeler.domains == {"object": labels}
 
 
 def test_labels_are_called_by_the_name_that_was_wanted(tmp_path):
     network = saved(tmp_path, "resnet")
 
     def domains(*values):
-        return judge_of(str(tmp_path), [("object", value) for value in values]).domains["object"]
+        return open_labeler(str(tmp_path), [("object", value) for value in values]).domains["object"]
 
     assert domains() == ("tench", "church", "crane", "cardigan", "Cardigan")
     assert domains("Church Building", "tinca tinca")[:2] == ("tinca tinca", "Church Building")
@@ -137,14 +143,14 @@ def test_labels_are_called_by_the_name_that_was_wanted(tmp_path):
     # The label that is the very word wins, and the other may not be taken for it.
     assert domains("Cardigan")[3:] == ("Cardigan", "Cardigan, Welsh corgi")
     assert domains("welsh corgi")[3:] == ("cardigan", "welsh corgi")
-    before = judge_of(str(tmp_path), [])
+    before = open_labeler(str(tmp_path), [])
     network.classifier[1].bias.data[1] = 1e4
     network.save_pretrained(tmp_path)
-    judge = judge_of(str(tmp_path), [("thing", "CHURCH BUILDING")])
-    assert judge.describe(noise()).told["thing"].tolist() == [["CHURCH BUILDING"]] * 3
+    labeler = open_labeler(str(tmp_path), [("thing", "CHURCH BUILDING")])
+    assert labeler.describe(noise()).told["thing"].tolist() == [["CHURCH BUILDING"]] * 3
     reading(tmp_path, "resnet", crop_pct=0.8)
-    cropped = judge_of(str(tmp_path), [("thing", "church")])
-    assert len({before.hash, judge.hash, cropped.hash}) == 3 and cropped.hash == judge_of(str(tmp_path), []).hash
+    cropped = open_labeler(str(tmp_path), [("thing", "church")])
+    assert len({before.hash, labeler.hash, cropped.hash}) == 3 and cropped.hash == open_labeler(str(tmp_path), []).hash
 
 
 def test_values_and_domains_a_judge_does_not_know(tmp_path):
@@ -193,31 +199,31 @@ def test_a_classifier_of_aspects_tells_each_and_orders_those_of_one_domain(tmp_p
     model, images = Classifier.new("resnet-digits", info, seed=0), noise(60, 20, 20)
     model.network.classifier[1].weight.data *= 20
     model.save(tmp_path / "judge")
-    judge = judge_of(str(tmp_path / "judge"), [("digit", "Seven"), ("digit", "three"), ("style", "chalk")])
-    assert judge.domains == {"digit": ("three", "Seven"), "style": ("ink", "chalk")} and judge.hash == model.hash
+    labeler = open_labeler(str(tmp_path / "judge"), [("digit", "Seven"), ("digit", "three"), ("style", "chalk")])
+    assert labeler.domains == {"digit": ("three", "Seven"), "style": ("ink", "chalk")} and labeler.hash == model.hash
     logits, features = model.describe(to_float(images))
-    judged = judge.describe(images)
+    judged = labeler.describe(images)
     assert judged.features == pytest.approx(features.double().numpy(), abs=1e-4)
     first, second, style = (block.argmax(1).tolist() for block in logits.split([2, 3, 2], dim=1))
     digits = [[("three", "Seven")[a], ("Seven", "", "three")[b]] for a, b in zip(first, second, strict=True)]
     assert judged.told["digit"].tolist() == digits
     assert judged.told["style"].tolist() == [[("ink", "chalk")[i]] for i in style]
-    judge.model.network.classifier[1].bias.data[3] = 1e6
-    assert judge.describe(images).told["digit"][:, 1].tolist() == [""] * 60
+    labeler.model.network.classifier[1].bias.data[3] = 1e6
+    assert labeler.describe(images).told["digit"][:, 1].tolist() == [""] * 60
     with pytest.raises(DataError, match="no images"):
-        judge.describe(images[:0])
+        labeler.describe(images[:0])
     refused(OptionError, "has no answer 'none'", tmp_path / "judge", ("digit", "none"))
     refused(OptionError, r"nothing of 'second' \(known: digit, style\)", tmp_path / "judge", ("second", "three"))
     refused(OptionError, r"nothing of 'styles' \(did you mean 'style'\?\)", tmp_path / "judge", ("styles", "ink"))
 
 
 def test_a_classifier_of_classes_tells_the_domain_that_is_wanted(classifier, classifier_folder, digits):
-    judge = judge_of(str(classifier_folder), [("digit", "three")])
+    labeler = open_labeler(str(classifier_folder), [("digit", "three")])
     logits, _ = classifier.describe(to_float(digits.images[:50]))
-    told = judge.describe(digits.images[:50]).told["digit"]
+    told = labeler.describe(digits.images[:50]).told["digit"]
     assert told.tolist() == [[digits.class_names[i]] for i in logits.argmax(1)]
-    assert judge.domains == {"digit": digits.class_names}
-    assert judge_of(str(classifier_folder), []).domains == {"object": digits.class_names}
+    assert labeler.domains == {"digit": digits.class_names}
+    assert open_labeler(str(classifier_folder), []).domains == {"object": digits.class_names}
 
 
 def small_clip(folder):
@@ -267,14 +273,14 @@ def test_clip_scores_are_a_hundred_times_the_cosine_and_never_negative(clip_fold
 
 def test_zero_shot_picks_the_nearest_prompt_in_each_domain(clip_folder):
     wanted = [("object", "church"), ("object", "umbrella stand"), ("style", "Claude Monet")]
-    judge = judge_of(f"clip:{clip_folder}", wanted)
-    objects, styles = judge.domains.values()
+    labeler = open_labeler(f"clip:{clip_folder}", wanted)
+    objects, styles = labeler.domains.values()
     assert objects[:2] == ("church", "umbrella stand") and set(objects[2:]) < set(DISTRACTORS["object"]) - {"umbrella"}
     assert styles[0] == "Claude Monet" and len(styles) == len(set(styles)) == len(objects) == 10
-    judged = judge.describe(noise(40))
+    judged = labeler.describe(noise(40))
     for domain, words in (("object", "a photo of a {}"), ("style", "a painting in the style of {}")):
-        image, text = stock(clip_folder, noise(40), [words.format(value) for value in judge.domains[domain]])
-        told = [judge.domains[domain].index(value) for (value,) in judged.told[domain]]
+        image, text = stock(clip_folder, noise(40), [words.format(value) for value in labeler.domains[domain]])
+        told = [labeler.domains[domain].index(value) for (value,) in judged.told[domain]]
         assert (image @ text.T)[range(40), told] == pytest.approx((image @ text.T).max(1).values, abs=2e-3)
         assert len(set(told)) > 1
     assert judged.features.shape == (40, 12) and judged.features.dtype == np.float64
@@ -283,12 +289,12 @@ def test_zero_shot_picks_the_nearest_prompt_in_each_domain(clip_folder):
 
 def test_zero_shot_needs_ten_answers(clip_folder):
     clip, ten = f"clip:{clip_folder}", [("digit", str(i)) for i in range(10)]
-    judge = judge_of(clip, ten)
-    assert judge.domains["digit"] == tuple("0123456789")
+    labeler = open_labeler(clip, ten)
+    assert labeler.domains["digit"] == tuple("0123456789")
     refused(OptionError, "9 answers of the domain 'digit': zero-shot CLIP needs at least 10", clip, *ten[:9])
     refused(OptionError, "one answer for 'Church' and 'church'", clip, ("object", "Church"), ("object", "church"))
     refused(OptionError, "name the values", clip)
-    assert judge.hash != judge_of(clip, [*ten, ("digit", "10")]).hash
+    assert labeler.hash != open_labeler(clip, [*ten, ("digit", "10")]).hash
 
 
 def test_a_clip_folder_in_the_older_layout(tmp_path, clip_folder):

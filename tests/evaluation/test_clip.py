@@ -12,7 +12,7 @@ from erasure.evaluation.features.clip import (
     BATCH_SIZE,
     LINEAR,
     PROCESSORS,
-    Reading,
+    ImagePreprocessor,
     clip_image_features,
     clip_scores,
     clip_text_features,
@@ -40,7 +40,7 @@ def test_files_that_stock_processors_write_are_read_alike(tmp_path, kind, height
     stock = stock_processor(kind)()
     stock.save_pretrained(tmp_path)
     images = noise(1, height, width)
-    expected, seen = stock(images[0], return_tensors="pt")["pixel_values"], Reading.of(tmp_path)(images)
+    expected, seen = stock(images[0], return_tensors="pt")["pixel_values"], ImagePreprocessor.of(tmp_path)(images)
     assert seen.shape == expected.shape and seen.dtype == torch.float32
     levels = (seen - expected).abs() * torch.tensor(stock.image_std)[:, None, None] * 255
     assert levels.max() < 1.001 and levels.mean() < 0.02  # Pillow rounds a few pixels to the other side
@@ -53,7 +53,7 @@ def test_a_file_without_its_filter_means_the_one_of_its_processor(tmp_path, kind
     path = tmp_path / "preprocessor_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({key: value for key, value in config.items() if key != "resample"}))
-    assert Reading.of(tmp_path).mode == ("bilinear" if kind in LINEAR else "bicubic")
+    assert ImagePreprocessor.of(tmp_path).mode == ("bilinear" if kind in LINEAR else "bicubic")
     assert config["resample"] == (2 if kind in LINEAR else 3)
 
 
@@ -80,7 +80,7 @@ def test_the_hash_is_of_the_weights_and_of_how_images_are_read(folder, tmp_path)
     same.network.logit_scale.data += 1
     assert one.hash != same.hash
     stock_processor("CLIP")(size={"shortest_edge": 40}, crop_size=32).save_pretrained(tmp_path)
-    object.__setattr__(one, "reading", Reading.of(tmp_path))
+    object.__setattr__(one, "reading", ImagePreprocessor.of(tmp_path))
     assert one.hash != load_clip(str(folder)).hash
 
 
@@ -109,6 +109,6 @@ def test_a_reading_or_a_network_that_is_damaged(folder, tmp_path):
     for wrong, message in (({"image_mean": None}, "NoneType"), ({"rescale_factor": "x"}, "could not convert")):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({**config, **wrong}))
         with pytest.raises(ModelError, match=f"does not say how the network reads an image: .*{message}"):
-            Reading.of(tmp_path)
+            ImagePreprocessor.of(tmp_path)
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_network(transformers.CLIPModel, tmp_path)

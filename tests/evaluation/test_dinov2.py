@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from erasure.core.errors import DataError, ModelError
-from erasure.evaluation.features.clip import Reading
+from erasure.evaluation.features.clip import ImagePreprocessor
 from erasure.evaluation.features.dinov2 import dinov2_features, load_dinov2
 from tests.evaluation.test_classifiers import noise, saved, seeded
 
@@ -49,7 +49,7 @@ def stock(folder, images):
 @pytest.mark.parametrize(("height", "width"), [(300, 410), (64, 64), (257, 256)])
 def test_images_are_read_as_the_stock_processor_reads_them(dinov2_folder, height, width):
     images = noise(2, height, width)
-    seen, expected = Reading.of(dinov2_folder)(images), stock(dinov2_folder, images)
+    seen, expected = ImagePreprocessor.of(dinov2_folder)(images), stock(dinov2_folder, images)
     assert seen.shape == expected.shape == (2, 3, 224, 224)
     levels = (seen - expected).abs() * torch.tensor(PUBLISHED["image_std"])[:, None, None] * 255
     assert levels.max() < 1.001 and levels.mean() < 0.02

@@ -10,27 +10,27 @@ from erasure.data.task import Task
 from erasure.evaluation.distances import frechet
 from erasure.evaluation.features.inception import FIDInception
 from erasure.evaluation.measure import measured
-from erasure.evaluation.outputs import Evidence, probe
+from erasure.evaluation.outputs import ModelOutputs, probe
 from erasure.formats.safetensors_io import write_tensors
-from erasure.sampling.draw import Samples, SampleSettings
+from erasure.sampling.draw import LabeledImages, SamplingOptions
 from tests.conftest import tiny
 
-QUICK = SampleSettings(num_images=4, num_inference_steps=2)
+QUICK = SamplingOptions(num_images=4, num_inference_steps=2)
 
 
 class Oracle:
     """Stands where samples are drawn: images are given, and so is what the judge sees in them."""
 
     def __init__(self, evidence, images, labels, seen):
-        evidence.__dict__["samples"] = Samples(images, np.array(labels))
+        evidence.__dict__["samples"] = LabeledImages(images, np.array(labels))
         features = images.reshape(len(images), -1).astype(np.float64)
         evidence.__dict__["_described"] = (np.array(seen), features)
 
 
 @pytest.fixture
 def evidence(ddpm, classifier, task, digits, tmp_path):
-    original = Evidence(ddpm, task, digits, tmp_path / "o", classifier=classifier, settings=QUICK)
-    cleaned = Evidence(ddpm, task, digits, tmp_path / "c", classifier=classifier, original=original, settings=QUICK)
+    original = ModelOutputs(ddpm, task, digits, tmp_path / "o", classifier=classifier, settings=QUICK)
+    cleaned = ModelOutputs(ddpm, task, digits, tmp_path / "c", classifier=classifier, original=original, settings=QUICK)
     images = digits.images[:8]
     Oracle(original, images, [3, 3, 3, 3, 1, 1, 2, 2], [3, 3, 3, 9, 1, 1, 2, 2])
     Oracle(cleaned, images, [3, 3, 3, 3, 1, 1, 2, 2], [5, 5, 3, 9, 1, 1, 2, 3])
@@ -66,12 +66,12 @@ def test_paired_distance_is_zero_between_equal_images_and_sees_one_change(eviden
 
 
 def test_fd_of_the_real_images_themselves_is_zero(ddpm, classifier, task, digits, tmp_path):
-    evidence = Evidence(ddpm, task, digits, tmp_path, classifier=classifier)
-    evidence.__dict__["samples"] = Samples(digits.images, digits.labels)
+    evidence = ModelOutputs(ddpm, task, digits, tmp_path, classifier=classifier)
+    evidence.__dict__["samples"] = LabeledImages(digits.images, digits.labels)
     assert measure("fd_classifier", evidence).value == pytest.approx(0, abs=1e-6)
     noise = np.random.default_rng(0).integers(0, 256, digits.images.shape, dtype=np.uint8)
-    evidence = Evidence(ddpm, task, digits, tmp_path, classifier=classifier)
-    evidence.__dict__["samples"] = Samples(noise, digits.labels)
+    evidence = ModelOutputs(ddpm, task, digits, tmp_path, classifier=classifier)
+    evidence.__dict__["samples"] = LabeledImages(noise, digits.labels)
     score = measure("fd_classifier", evidence)
     kept = digits.labels != 3
     features = [classifier.describe(to_float(images[kept]))[1].numpy() for images in (noise, digits.images)]
@@ -80,7 +80,7 @@ def test_fd_of_the_real_images_themselves_is_zero(ddpm, classifier, task, digits
 
 
 def test_a_classifier_is_judged_by_its_own_answers(classifier, task, digits, tmp_path):
-    evidence = Evidence(classifier, task, digits, tmp_path)
+    evidence = ModelOutputs(classifier, task, digits, tmp_path)
     logits = classifier.describe(to_float(digits.images))[0].argmax(1).numpy()
     forgotten = digits.labels == 3
     assert measure("ua", evidence).value == pytest.approx(100 * (logits[forgotten] != 3).mean())
@@ -106,7 +106,7 @@ def told(classifier, task, digits, tmp_path):
         classifier.describe = describe
         train, test = digits.at(np.arange(40)), digits.at(np.arange(40, 70))
         ids = None if forget_ids is None else np.array(forget_ids)
-        return Evidence(
+        return ModelOutputs(
             classifier, of_task, train, tmp_path, forget_ids=ids, test=lambda: test, retrained=retrained, seed=3
         )
 
@@ -163,7 +163,7 @@ def test_a_classifier_is_measured_by_its_own_metrics_without_being_asked(told):
 
 def test_an_unconditional_model_has_a_forget_share(classifier, task, digits, tmp_path):
     model = tiny("ddpm-unconditional")
-    evidence = Evidence(model, task, digits, tmp_path, classifier=classifier, settings=QUICK)
+    evidence = ModelOutputs(model, task, digits, tmp_path, classifier=classifier, settings=QUICK)
     assert evidence.samples.labels.tolist() == [-1] * 4
     evidence.__dict__["_described"] = (np.array([3, 3, 0, 1]), np.zeros((4, 2)))
     assert measure("forget_share", evidence).value == 50.0
@@ -173,22 +173,22 @@ def test_an_unconditional_model_has_a_forget_share(classifier, task, digits, tmp
 
 def test_reasons_why_something_cannot_be_measured(ddpm, classifier, digits, task, tmp_path):
     with pytest.raises(NotApplicableError, match="give --classifier"):
-        measure("ra", Evidence(ddpm, task, digits, tmp_path, settings=QUICK))
-    nothing = Evidence(ddpm, Task(digits.class_names, ()), digits, tmp_path, classifier=classifier, settings=QUICK)
+        measure("ra", ModelOutputs(ddpm, task, digits, tmp_path, settings=QUICK))
+    nothing = ModelOutputs(ddpm, Task(digits.class_names, ()), digits, tmp_path, classifier=classifier, settings=QUICK)
     with pytest.raises(NotApplicableError, match="--forget"):
         measure("ua", nothing)
     with pytest.raises(NotApplicableError, match="measured by ua"):
-        measure("forget_share", Evidence(ddpm, task, digits, tmp_path, classifier=classifier, settings=QUICK))
+        measure("forget_share", ModelOutputs(ddpm, task, digits, tmp_path, classifier=classifier, settings=QUICK))
 
 
 def test_fid_and_kid_use_the_given_inception(ddpm, classifier, task, digits, tmp_path):
     torch.manual_seed(0)
     write_tensors(tmp_path / "i.safetensors", FIDInception().state_dict())
     small = digits.of_classes([3, 4]).first(12)
-    evidence = Evidence(
+    evidence = ModelOutputs(
         ddpm, Task(digits.class_names, (3,)), small, tmp_path, inception=str(tmp_path / "i.safetensors")
     )
-    evidence.__dict__["samples"] = Samples(small.images, small.labels)
+    evidence.__dict__["samples"] = LabeledImages(small.images, small.labels)
     assert measure("fid", evidence).value == pytest.approx(0, abs=1e-6)
     assert measure("kid", evidence).value <= 1e-6
     details = measure("fid", evidence).details

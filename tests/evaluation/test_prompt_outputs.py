@@ -12,11 +12,11 @@ from erasure.core import registry
 from erasure.core.errors import NotApplicableError
 from erasure.data import load_dataset
 from erasure.erasing.targets.generated_images import text_task
-from erasure.evaluation.classifiers import Judge, Judged
+from erasure.evaluation.classifiers import ImageLabeler, ImageLabels
 from erasure.evaluation.measure import measured
-from erasure.evaluation.prompt_outputs import TextEvidence, shown_by, unseen_prompts
+from erasure.evaluation.prompt_outputs import PromptOutputs, shown_by, unseen_prompts
 from erasure.prompts.concept import Concept, Prompt, load_concept
-from erasure.sampling.draw import SampleSettings
+from erasure.sampling.draw import SamplingOptions
 from tests.conftest import pipeline_folder, tiny
 from tests.evaluation import test_classifiers as test_judges
 from tests.evaluation import test_dinov2
@@ -53,7 +53,7 @@ BOTH = Concept(
 )
 
 
-class Scripted(Judge):
+class Scripted(ImageLabeler):
     """Sees what it was told to see, two images a row."""
 
     name = "scripted"
@@ -68,17 +68,24 @@ class Scripted(Judge):
         styles = np.array([[style] for _, style in self.seen], dtype=object)
         features = images.reshape(len(images), -1)[:, :4].astype(np.float64)
         count = len(images)
-        return Judged({"digit": digits[:count], "style": styles[:count]}, features)
+        return ImageLabels({"digit": digits[:count], "style": styles[:count]}, features)
 
 
 def evidence(concept, seen, tmp_path, **more):
     model = tiny("sd1")
     task = text_task(concept)
-    model.bind(task.class_names)
-    judge = Scripted(seen) if seen else None
-    settings = SampleSettings(num_images=2, num_inference_steps=1)
-    return TextEvidence(
-        model, concept, task, load_dataset("digits_styles", "test"), tmp_path, judge=judge, settings=settings, **more
+    model.set_prompts(task.class_names)
+    labeler = Scripted(seen) if seen else None
+    settings = SamplingOptions(num_images=2, num_inference_steps=1)
+    return PromptOutputs(
+        model,
+        concept,
+        task,
+        load_dataset("digits_styles", "test"),
+        tmp_path,
+        labeler=labeler,
+        settings=settings,
+        **more,
     )
 
 
@@ -106,7 +113,7 @@ def test_each_metric_counts_its_trials(tmp_path):
     assert value["ira"] == 75 and n["ira"] == 8 and found["ra"] == 75
     assert value["cra"] == pytest.approx(100 * 10 / 12) and n["cra"] == 12
     assert value["composition"] == 50 and n["composition"] == 2
-    assert found["judge_hash"] == "scripted"
+    assert found["classifier_hash"] == "scripted"
 
 
 def test_what_was_erased_is_still_there_on_the_other_side(tmp_path):
@@ -142,7 +149,7 @@ def test_without_a_judge_every_metric_says_why(tmp_path):
     found = measured(evidence(CONCEPT, None, tmp_path), ())
     assert found["metrics"] == {} and found["ua"] is None
     assert (
-        set(found["not_measured"]) == set(TextEvidence.default_metrics)
+        set(found["not_measured"]) == set(PromptOutputs.default_metrics)
         and "give --classifier" in found["not_measured"]["ira"]
     )
     with pytest.raises(NotApplicableError, match="--clip"):
@@ -188,9 +195,9 @@ def test_distances_to_real_images_in_other_spaces(tmp_path, monkeypatch, clip_fo
 
 
 def test_classes_have_no_words(digits, task, tmp_path):
-    from erasure.evaluation.outputs import Evidence
+    from erasure.evaluation.outputs import ModelOutputs
 
-    plain = Evidence(tiny("ddpm"), task, digits, tmp_path)
+    plain = ModelOutputs(tiny("ddpm"), task, digits, tmp_path)
     for name in ("ira", "cra", "composition", "clip_score"):
         with pytest.raises(NotApplicableError, match="text-to-image"):
             registry.load("metrics", name)().measure(plain)
@@ -199,7 +206,7 @@ def test_classes_have_no_words(digits, task, tmp_path):
 def test_the_same_seed_pairs_two_models(tmp_path):
     one = evidence(CONCEPT, SEEN, tmp_path / "a")
     other = evidence(CONCEPT, SEEN, tmp_path / "b", original=one)
-    other.model = tiny("sd1", seed=5).bind(other.task.class_names)
+    other.model = tiny("sd1", seed=5).set_prompts(other.task.class_names)
     assert one.samples.labels.tolist() == other.samples.labels.tolist()
     assert not np.array_equal(one.samples.images, other.samples.images)
     assert measured(one, ("ua",))["metrics"]["ua"]["value"] == 75

@@ -22,7 +22,7 @@ from erasure.exact import plan as plan_module
 from erasure.exact import service as service_module
 from erasure.exact.arcane import Arcane, kernel, representatives
 from erasure.exact.hash_log import HashLog
-from erasure.exact.plan import Plan
+from erasure.exact.plan import ExactPlan
 from erasure.exact.sisa import Sisa
 from erasure.exact.training import pinned, train_stage
 from erasure.formats.safetensors_io import read_tensors
@@ -97,7 +97,7 @@ def test_any_requests_end_with_the_bits_of_training_without_the_samples(fitted, 
         if ids - deleted:
             forget(folder, ids - deleted)
             deleted |= ids
-    assert contents(folder) == from_nothing(Plan.read(folder), deleted, root / "reference")
+    assert contents(folder) == from_nothing(ExactPlan.read(folder), deleted, root / "reference")
     assert verify(folder)["exact"]
 
 
@@ -106,8 +106,8 @@ def test_batch_norm_and_the_optimiser_are_part_of_a_state(data, tmp_path):
     fit("sisa", method, str(data), tmp_path / "service", seed=2)
     forget(tmp_path / "service", [0, 11])
     states = contents(tmp_path / "service")
-    assert states == from_nothing(Plan.read(tmp_path / "service"), {0, 11}, tmp_path / "reference")
-    plan = Plan.read(tmp_path / "service")
+    assert states == from_nothing(ExactPlan.read(tmp_path / "service"), {0, 11}, tmp_path / "reference")
+    plan = ExactPlan.read(tmp_path / "service")
     for stage in plan.stages({0, 11}):
         state = read_tensors(tmp_path / "service" / "states" / f"{stage.name}.safetensors")[0]
         before = [one for one in plan.stages({0, 11}) if one.unit == stage.unit and one.number <= stage.number]
@@ -129,7 +129,7 @@ def test_a_request_retrains_from_the_first_affected_slice_and_nothing_else(servi
     monkeypatch.setattr(
         service_module, "train_stage", lambda plan, stage, *rest: (seen.append(stage), original(plan, stage, *rest))[1]
     )
-    plan = Plan.read(folder)
+    plan = ExactPlan.read(folder)
     unit, slices = next((unit, slices) for unit, slices in plan.units.items() if len(slices[1]) and len(slices[2]) > 1)
     before = contents(folder)
     result = forget(folder, slices[1][:1])
@@ -143,7 +143,7 @@ def test_a_request_retrains_from_the_first_affected_slice_and_nothing_else(servi
 
 def test_the_benchmark_counts_what_a_request_retrains(service, digits, monkeypatch):
     folder = service("sisa")
-    counted = benchmark.cost(Plan.read(folder), [[4, 12]])
+    counted = benchmark.cost(ExactPlan.read(folder), [[4, 12]])
     assert forget(folder, [4, 12])["share_of_naive"] == pytest.approx(counted, abs=1e-6)
     monkeypatch.setattr(benchmark, "REQUESTS", 60)
     found = {name.partition(" / ")[0]: value for name, value in benchmark.measure().items()}
@@ -205,7 +205,12 @@ class Killed(BaseException):
 def test_a_request_that_stops_anywhere_is_completed_by_the_next_command(service, data, monkeypatch, after):
     whole = service("sisa", "whole")
     forget(whole, [4, 12])
-    stops = [(service_module, "train_stage"), (service_module, "write_json"), (HashLog, "append"), (service_module.Service, "sweep")]
+    stops = [
+        (service_module, "train_stage"),
+        (service_module, "write_json"),
+        (HashLog, "append"),
+        (service_module.Service, "sweep"),
+    ]
     for i, (owner, name) in enumerate(stops):
         for count in itertools.count():
             folder = service("sisa", f"{i}-{count}")
@@ -285,7 +290,7 @@ def test_verify_sees_what_was_changed(service, change, capsys):
 
 def test_a_changed_state_is_neither_trained_on_nor_asked(service, data):
     folder = service("sisa")
-    slices = Plan.read(folder).units["shard-0"]
+    slices = ExactPlan.read(folder).units["shard-0"]
     state = next((folder / "states").glob("shard-0-stage-2-*"))
     raw = bytearray(state.read_bytes())
     raw[-1] ^= 1
@@ -333,16 +338,16 @@ def test_the_second_of_two_requests_at_once_is_told(service):
 
 def test_likely_samples_come_last_and_the_others_stay_where_they_are(data):
     dataset = load_dataset(str(data))
-    plain, sorted_ = (Plan.draw("sisa", METHODS["sisa"], dataset, {}, 1, likely).units for likely in ((), (0, 5)))
+    plain, sorted_ = (ExactPlan.draw("sisa", METHODS["sisa"], dataset, {}, 1, likely).units for likely in ((), (0, 5)))
     for unit, slices in sorted_.items():
         assert set(slices[2]) == set(plain[unit][2]) | ({0, 5} & {i for ids in plain[unit] for i in ids})
         assert [set(ids) for ids in slices[:2]] == [set(ids) - {0, 5} for ids in plain[unit][:2]]
 
 
 def test_a_sample_stays_in_its_slice_whatever_else_there_is(digits):
-    whole = Plan.draw("sisa", Sisa(arch="softmax-digits"), digits, {}, 1, ()).units
+    whole = ExactPlan.draw("sisa", Sisa(arch="softmax-digits"), digits, {}, 1, ()).units
     part = replace(digits, images=digits.images[:300], labels=digits.labels[:300])
-    for unit, slices in Plan.draw("sisa", Sisa(arch="softmax-digits"), part, {}, 1, ()).units.items():
+    for unit, slices in ExactPlan.draw("sisa", Sisa(arch="softmax-digits"), part, {}, 1, ()).units.items():
         assert slices == [[i for i in ids if i < 300] for ids in whole[unit]]
 
 
@@ -361,7 +366,7 @@ def test_representatives_are_the_greedy_choice_by_log_determinant():
 def test_a_selection_is_frozen_and_says_so(data, tmp_path):
     method = replace(METHODS["arcane"], selection="entropy", keep=0.5)
     assert fit("arcane", method, str(data), tmp_path / "service")["samples"] == 4 + 4 + 1
-    chosen = {i for slices in Plan.read(tmp_path / "service").units.values() for ids in slices for i in ids}
+    chosen = {i for slices in ExactPlan.read(tmp_path / "service").units.values() for ids in slices for i in ids}
     unused = sorted(set(range(COUNT)) - chosen)[:2]
     assert forget(tmp_path / "service", unused)["retrained_states"] == 0
     found = verify(tmp_path / "service")

@@ -13,10 +13,10 @@ from erasure.models import load_model
 
 @pytest.fixture(scope="module")
 def run(ddpm_folder, tmp_path_factory):
-    from erasure.erasing.erase import Request, erase
+    from erasure.erasing.erase import EraseRequest, erase
 
     folder = tmp_path_factory.mktemp("export") / "run"
-    erase(Request(str(ddpm_folder), "3", options={"steps": 2, "batch_size": 8}, evaluate=False), folder)
+    erase(EraseRequest(str(ddpm_folder), "3", options={"steps": 2, "batch_size": 8}, evaluate=False), folder)
     return folder
 
 

@@ -144,10 +144,10 @@ def test_a_mask_is_checked_against_its_model(sd1, cli, refused, tmp_path):
 
 
 def test_small_models_are_verified_too(ddpm_folder, cli, refused, tmp_path):
-    from erasure.erasing.erase import Request, erase
+    from erasure.erasing.erase import EraseRequest, erase
 
     run = tmp_path / "run"
-    erase(Request(str(ddpm_folder), "3", options={"steps": 2, "batch_size": 8}, evaluate=False), run)
+    erase(EraseRequest(str(ddpm_folder), "3", options={"steps": 2, "batch_size": 8}, evaluate=False), run)
     for form in ("diffusers", "safetensors", "delta"):
         out = tmp_path / ("c" if form == "diffusers" else f"{form}.safetensors")
         assert cli("export", run, "--format", form, "--out", out).code == 0

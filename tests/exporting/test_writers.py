@@ -48,8 +48,8 @@ def test_a_single_file_is_loaded_as_the_folder_it_was_written_from(made):
     assert (file.family, file.hash, file.parts_hash) == (folder.family, folder.hash, folder.parts_hash)
     assert file.noise_scheduler.config.prediction_type == folder.noise_scheduler.config.prediction_type
     for model in (folder, file):
-        model.bind(["a cat", "a dog!"])
-    assert file.conditions.embeddings.equal(folder.conditions.embeddings)
+        model.set_prompts(["a cat", "a dog!"])
+    assert file.prompt_embeddings.embeddings.equal(folder.prompt_embeddings.embeddings)
     assert file.info["dtypes"] == folder.info["dtypes"] and file.image_shape == folder.image_shape
     assert all(parameter.requires_grad for parameter in file.network.parameters())
     theirs = load_model(made.theirs)
@@ -60,7 +60,7 @@ def test_a_single_file_is_loaded_as_the_folder_it_was_written_from(made):
 def test_what_was_recognised_is_told_once(made, monkeypatch):
     lines = []
     from_single_file._tell_once.cache_clear()
-    monkeypatch.setattr(from_single_file, "tell", lines.append)
+    monkeypatch.setattr(from_single_file, "log_user", lines.append)
     for _ in range(2):
         load_model(made.theirs)
     title = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}[made.tiny.kind]
@@ -113,7 +113,7 @@ def test_a_pickled_checkpoint_is_loaded_and_becomes_a_safetensors_file(sd1, tmp_
     assert base.hash == load_model(sd1.theirs).hash and base.info["dtypes"]["unet"] == "float16"
     model.network.conv_out.bias.data.add_(1)
     cleaned = writers.Cleaned(components.Original.of(base), model, PROVENANCE, tmp_path / "theirs.ckpt")
-    found = writers.write("single-file", cleaned, tmp_path / "out.safetensors", writers.Manner())
+    found = writers.write("single-file", cleaned, tmp_path / "out.safetensors", writers.ExportOptions())
     assert list(found["changed"]) == ["model.diffusion_model.out.2.bias"]
     before, after = load_file(sd1.theirs), load_file(tmp_path / "out.safetensors")
     averaged = [name for name in before if name.startswith("model_ema.")]
@@ -254,7 +254,7 @@ def test_a_number_too_large_for_half_precision_is_refused(sd1, refused, tmp_path
     cleaned = writers.Cleaned(components.Original.of(base), model, PROVENANCE)
     for form in ("diffusers", "single-file", "unet"):
         with pytest.raises(ModelError, match="numbers too large for float16"):
-            writers.write(form, cleaned, tmp_path / form, writers.Manner(torch.float16))
+            writers.write(form, cleaned, tmp_path / form, writers.ExportOptions(torch.float16))
     assert list(tmp_path.iterdir()) == []
 
 

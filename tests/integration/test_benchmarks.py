@@ -19,7 +19,7 @@ from benchmarks.official import official_mask
 from benchmarks.official_sd import Encoders, Images, OfficialSalUn
 from erasure.benchmarking.plan_file import read_plan
 from erasure.core import registry
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batches
 from erasure.data.images import read_image, write_png
 from erasure.methods.relabeling.salun import SalUn
@@ -114,7 +114,7 @@ def test_the_tables_of_the_gpu_script_run_at_toy_size_and_end_with_the_minutes(t
 @pytest.fixture
 def small():
     """A tiny Stable Diffusion that drops no condition, with images, their latents and a mask."""
-    model = tiny("sd1").bind(sd_networks.PROMPTS)
+    model = tiny("sd1").set_prompts(sd_networks.PROMPTS)
     model.info["condition_drop"] = 0.0
     images = sd_networks.images(model.image_shape[1], 6)
     return model, images, Latents.of(model, images), sd_networks.random_mask(model.network)
@@ -138,11 +138,11 @@ def test_ours_takes_the_steps_of_the_official_algorithm(small, optimizer, rate, 
     if optimizer == "sgd":
         loop.optimizer = torch.optim.SGD(other.network.parameters(), lr=rate, momentum=0.9)
     forget, retain = (
-        Batches(images.of_classes((label,)), 4, derive(0, name)) for label, name in ((0, "forget"), (2, "retain"))
+        Batches(images.of_classes((label,)), 4, derive_seed(0, name)) for label, name in ((0, "forget"), (2, "retain"))
     )
     theirs = []
     for index in range(3):
-        generator = torch.Generator().manual_seed(derive(0, "draws", index))
+        generator = torch.Generator().manual_seed(derive_seed(0, "draws", index))
         first = official_draws(model, forget.at(index), sd_networks.PROMPTS[0], generator)
         second = Images(first.images, [sd_networks.PROMPTS[1]] * 4, first.encoding_noise, first.noise, first.timesteps)
         kept = official_draws(model, retain.at(index), sd_networks.PROMPTS[2], generator)

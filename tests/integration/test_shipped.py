@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import load_dataset
 from erasure.data.images import to_float
 from erasure.models import load_family, shipped_folder, shipped_names
@@ -42,23 +42,23 @@ def test_the_ddpm_draws_the_digit_it_is_asked_for():
     """At least 97 % on average and 90 % in every class, at the guidance the demonstration uses."""
     model, classifier = load_family("digits-ddpm", DDPM), load_family("digits-classifier", Classifier)
     labels = torch.arange(10).repeat_interleave(40)
-    images = model.generate(labels, [derive(123, i) for i in range(len(labels))])
+    images = model.generate(labels, [derive_seed(123, i) for i in range(len(labels))])
     right = (classifier.describe(images)[0].argmax(1) == labels).float().reshape(10, 40).mean(1)
     assert right.mean() >= 0.97 and right.min() >= 0.90, right
 
 
 def test_stable_diffusion_draws_what_it_is_asked_for(tmp_path):
     """At its own guidance (4) and 30 steps: digits 97 %, styles 99 %, both digits of a pair 85 %."""
-    from erasure.erasing.targets import Wanted, subject_of
-    from erasure.evaluation.settings import Judging
+    from erasure.erasing.targets import TargetSpec, target_of
+    from erasure.evaluation.settings import EvaluationConfig
     from erasure.models.stable_diffusion import StableDiffusion
     from erasure.prompts.concept import load_concept
-    from erasure.sampling.draw import SampleSettings
+    from erasure.sampling.draw import SamplingOptions
 
     model = load_family("digits-sd", StableDiffusion)
     assert model.info["sampling"] == {"num_inference_steps": 30, "eta": 0.0, "guidance_scale": 4.0}
-    subject = subject_of(model, Wanted(concept="digits/three"))
-    seen = subject.evidence(model, Judging(samples=SampleSettings(num_images=1), sample_seed=77), tmp_path)
+    target = target_of(model, TargetSpec(concept="digits/three"))
+    seen = target.evidence(model, EvaluationConfig(samples=SamplingOptions(num_images=1), sample_seed=77), tmp_path)
     digits = np.concatenate([seen.correct("forget"), seen.correct("retain")])
     assert len(digits) == 50 and digits.mean() >= 0.97
     assert seen.across().mean() >= 0.99
@@ -82,7 +82,9 @@ def test_the_demonstration_forgets_and_keeps(cli, tmp_path, monkeypatch):
     from erasure.erasing import scenes
 
     few = {"num_forget_images": 60, "num_retain_images": 160}
-    monkeypatch.setitem(scenes.SCENES, "sd-three", replace(scenes.SCENES["sd-three"], num_images=1, material=few))
+    monkeypatch.setitem(
+        scenes.SCENES, "sd-three", replace(scenes.SCENES["sd-three"], num_images=1, training_images=few)
+    )
     result = cli("demo", "--out", tmp_path / "demo", "--json").json
     assert result["ua"] >= 99 and result["original"]["ua"] <= 10
     assert abs(result["original"]["ra"] - result["ra"]) <= 2
@@ -115,7 +117,7 @@ def test_the_full_table_has_every_row(name, tmp_path, monkeypatch):
         replace(v, options={**v.options, **(small if v.method != "retrain" else {"steps": 2})}) for v in scene.variants
     )
     few = {} if name == "ddpm-three" else {"num_forget_images": 10, "num_retain_images": 10}
-    quick = replace(scene, variants=variants, num_images=1, num_inference_steps=2, probe_every=2, material=few)
+    quick = replace(scene, variants=variants, num_images=1, num_inference_steps=2, probe_every=2, training_images=few)
     monkeypatch.setitem(scenes.SCENES, name, quick)
     seeds = 2 if name == "ddpm-three" else 1
     result = demo.demo(tmp_path / "full", full=True, seeds=seeds, scenes=[name])

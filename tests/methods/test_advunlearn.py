@@ -8,12 +8,12 @@ import torch
 from erasure.core import registry
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data import Dataset
-from erasure.methods.base import Batches, Draws, Job
+from erasure.methods.base import Batches, Job, StepBatches
 from erasure.methods.guidance.advunlearn import AdvUnlearn, behind
 from erasure.models import load_model
 from erasure.saliency.mask import Mask
 from erasure.training.loop import Step
-from erasure.training.text_encoder import TextTraining
+from erasure.training.text_encoder import TextEncoderView
 from tests.conftest import CATS, PROMPTS, pipeline_folder, state_of, tiny
 from tests.support import tiny_flow, tiny_pipelines
 
@@ -37,7 +37,7 @@ def states_of(model):
 
 def draws_of(index=0):
     batches = Batches(NOTHING, 2, 0)
-    return Draws(Step(index, torch.Generator().manual_seed(7)), batches, batches)
+    return StepBatches(Step(index, torch.Generator().manual_seed(7)), batches, batches)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2_v"])
@@ -64,7 +64,7 @@ def test_the_text_encoder_moves_and_nothing_else(kind):
 def test_the_loss_is_its_formula():
     """Before the attack: |e(c) - (e0(0) - eta (e0(c) - e0(0)))|^2 + gamma |e(c_r) - e0(c_r)|^2, by hand."""
     whole, other = tiny("sd1"), tiny("sd1")
-    part = TextTraining.of(whole)
+    part = TextEncoderView.of(whole)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # a text encoder that has moved, while the bound prompts are the original's
         for parameter in part.network.parameters():
@@ -93,7 +93,7 @@ def test_the_loss_is_its_formula():
 
 
 def test_the_attack_goes_along_the_sign_of_the_gradient():
-    part = TextTraining.of(tiny("sd1"))
+    part = TextEncoderView.of(tiny("sd1"))
     generator = torch.Generator().manual_seed(2)
     noisy, timesteps = torch.randn((2, 4, 8, 8), generator=generator), torch.tensor([300, 700])
     with torch.no_grad():

@@ -232,7 +232,7 @@ def test_keys_of_bound_prompts(kind):
 
 
 def test_a_key_that_is_forgotten_is_not_kept_besides():
-    model = tiny("sd1").bind(("a cat", "a cat here", "a dog"))
+    model = tiny("sd1").set_prompts(("a cat", "a cat here", "a dog"))
     keys = keys_of(model, Task(("a cat", "a cat here", "a dog"), (0,), anchors=(2,)), "last")
     assert not (keys.retain - model.bound.embeddings[0, 4]).norm(dim=1).lt(1e-5).any()
     assert len(keys.retain) == 1 + 3 + 4 + 3 + 1  # start; a, c, a; h, e, r, e; d, o, g; the empty prompt's end
@@ -247,7 +247,7 @@ def test_a_key_that_is_forgotten_is_not_kept_besides():
     ],
 )
 def test_prompts_that_contradict_each_other_are_refused(prompts, forget, anchors, says):
-    model = tiny("sd1").bind(prompts)
+    model = tiny("sd1").set_prompts(prompts)
     before = state_of(model)
     task = Task(prompts, forget, anchors=anchors)
     with pytest.raises(OptionError, match=says):
@@ -256,7 +256,7 @@ def test_prompts_that_contradict_each_other_are_refused(prompts, forget, anchors
 
 
 def erased(name, kind, prompts=PROMPTS, task=CATS, folder=None, **options):
-    model = tiny(kind).bind(prompts)
+    model = tiny(kind).set_prompts(prompts)
     method = registry.load("methods", name)(**options)
     return model, method.erase(model, Job(task, Dataset.nothing(), Dataset.nothing(), folder=folder))
 

@@ -9,7 +9,7 @@ from erasure.core import registry
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data import Batches
 from erasure.data.task import Task
-from erasure.methods.base import Draws, Job
+from erasure.methods.base import Job, StepBatches
 from erasure.models import load_model
 from erasure.training.loop import Step
 from tests.conftest import CATS, PROMPTS, about, state_of, tiny
@@ -26,7 +26,7 @@ def method(**options):
 def draws(kind, task, part=0, parts=1, size=6):
     dataset = about(kind)[0]
     anchors = task.anchors or task.retain
-    return Draws(
+    return StepBatches(
         Step(0, torch.Generator().manual_seed(0), part, parts),
         Batches(dataset.of_classes(task.forget), size, 0),
         Batches(dataset.of_classes(anchors), size, 0),
@@ -86,7 +86,7 @@ def test_keys_and_values_alone_move_and_weight_decay_moves_nothing_else():
     method(**TEXT).erase(model, job("sd1"))
     moved = [key for key, tensor in state_of(model).items() if not tensor.equal(before[key])]
     assert moved and all(key.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")) for key in moved)
-    sd3 = load_model(tiny_flow.folder("sd3")).bind(PROMPTS)
+    sd3 = load_model(tiny_flow.folder("sd3")).set_prompts(PROMPTS)
     names = [name for name, _ in sd3.network.named_parameters() if method(**TEXT).trains(name)]
     assert names and all("add_k_proj" in name or "add_v_proj" in name for name in names)
 

@@ -13,7 +13,7 @@ from erasure.methods.cross_attention.closed_form import matrices_of
 from erasure.methods.cross_attention.forget_me_not import ForgetMeNot
 from erasure.methods.cross_attention.keys import keys_of
 from erasure.methods.cross_attention.mace import MACE, density, fused, refined
-from erasure.methods.cross_attention.token_spans import Concepts, marked, subject_of, subjects
+from erasure.methods.cross_attention.token_spans import Concepts, marked, subjects, target_of
 from erasure.training.attention_maps import AttentionMaps, cross_attentions
 from erasure.training.lora_layers import SeveralFactors
 from tests.conftest import CATS, about, state_of, tiny
@@ -48,9 +48,9 @@ def test_maps_are_the_softmax_of_queries_and_keys(kind):
         for name, layer in layers.items()
     ]
     with torch.no_grad():
-        plain = model.answer(examples.inputs)
+        plain = model.prediction(examples.inputs)
         with AttentionMaps(model.network) as maps:
-            assert model.answer(examples.inputs).equal(plain)
+            assert model.prediction(examples.inputs).equal(plain)
             found = dict(maps.items())
     for handle in handles:
         handle.remove()
@@ -74,7 +74,7 @@ def test_squares_and_means_are_sums_of_the_maps():
     words[:, 2:4] = True
     region = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5
     with torch.no_grad(), AttentionMaps(model.network) as maps:
-        model.answer(examples.inputs)
+        model.prediction(examples.inputs)
         whole, part, mean = maps.squares(words), maps.squares(words, region), maps.mean(words, (8, 8))
         every = [m[..., 2:4] for _, m in maps.items()]
     expected = sum(m.square().mean(1).sum((1, 2)) for m in every)
@@ -95,14 +95,14 @@ def test_squares_and_means_are_sums_of_the_maps():
 
 
 def test_the_words_of_a_concept_are_those_that_its_anchor_says_otherwise():
-    assert subject_of([1, 2, 3], [1, 5, 3]) == range(1, 2)
-    assert subject_of([1, 7, 8, 3], [1, 5, 3]) == range(1, 3)
-    assert subject_of([1, 2, 3], [1, 3]) == range(1, 2)  # left out
-    assert subject_of([1, 2, 2], [1, 2]) == range(2, 3)
-    assert subject_of([1, 2], [1, 5, 2]) == range(0, 2)  # only more words
-    assert subject_of([1, 2], []) == range(0, 2)
+    assert target_of([1, 2, 3], [1, 5, 3]) == range(1, 2)
+    assert target_of([1, 7, 8, 3], [1, 5, 3]) == range(1, 3)
+    assert target_of([1, 2, 3], [1, 3]) == range(1, 2)  # left out
+    assert target_of([1, 2, 2], [1, 2]) == range(2, 3)
+    assert target_of([1, 2], [1, 5, 2]) == range(0, 2)  # only more words
+    assert target_of([1, 2], []) == range(0, 2)
     with pytest.raises(OptionError, match="no word"):
-        subject_of([], [1])
+        target_of([], [1])
     model = tiny("sd1")
     spans = subjects(model, CATS)
     tokens = [model.parts["tokenizer"].convert_ids_to_tokens(list(row)) for row in _ids(model)]
@@ -124,7 +124,7 @@ def test_forget_me_not_lowers_the_concepts_attention_and_moves_cross_attention_a
 
     def attention():
         with torch.no_grad(), AttentionMaps(model.network) as maps:
-            model.answer(examples.inputs)
+            model.prediction(examples.inputs)
             return float(maps.squares(words[examples.inputs[2]]).mean())
 
     first = attention()
@@ -222,7 +222,7 @@ def test_concepts_are_told_apart_by_their_words_and_keys_stand_behind_them():
 
 def test_prompts_that_differ_from_their_anchors_in_the_same_words_are_one_concept():
     prompts = ("a cat", "a cat on a chair", "a dog", "a dog on a chair", "a tree")
-    model = tiny("sd1").bind(prompts)
+    model = tiny("sd1").set_prompts(prompts)
     concepts = Concepts.of(model, Task(prompts, (0, 1), anchors=(2, 3)))
     assert concepts.chosen.tolist() == [[1.0], [1.0], [0.0], [0.0], [0.0], [0.0]] and len(concepts.grams) == 1
 
@@ -232,10 +232,10 @@ def test_a_sample_sees_the_factors_of_its_own_concept():
     examples = examples_of(model, job, 2)
     name, module = next((n, m) for n, m in model.network.named_modules() if n.endswith("attn2.to_k"))
     with torch.no_grad(), SeveralFactors({name: module}, 2, 1, torch.Generator().manual_seed(0)) as factors:
-        plain = model.answer(examples.inputs)
+        plain = model.prediction(examples.inputs)
         module.low_rank_up.normal_(generator=torch.Generator().manual_seed(0))
         changes = factors.changes(name)
-        assert model.answer(examples.inputs).equal(plain)  # nobody sees any
+        assert model.prediction(examples.inputs).equal(plain)  # nobody sees any
         factors.chosen = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         given = model.bound.embeddings[examples.inputs[2]]
         expected = torch.stack([g @ (module.weight + c.float()).T for g, c in zip(given, changes, strict=True)])

@@ -5,7 +5,7 @@ import torch
 
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data import Batches
-from erasure.methods.base import Draws
+from erasure.methods.base import StepBatches
 from erasure.methods.finetuning.erasediff import EraseDiff, _InnerSteps
 from erasure.methods.finetuning.finetune import Finetune
 from erasure.saliency.mask import Mask
@@ -20,7 +20,7 @@ def draws_of(kind, own=None, size=8, part=0, parts=1, index=0):
     dataset, task = about(kind)
     step = Step(index, torch.Generator().manual_seed(0), part, parts)
     batches = [Batches(dataset.of_classes(group), size, 0) for group in (task.forget, task.retain)]
-    return task, Draws(step, *batches, own)
+    return task, StepBatches(step, *batches, own)
 
 
 def examples_of(kind, model):
@@ -45,7 +45,7 @@ def test_inner_steps_leave_no_trace(kind):
     assert torch.get_rng_state().equal(chance)
     assert all(value.equal(before[name]) for name, value in model.network.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.network.parameters())
-    assert first < float(model.errors(examples).mean().detach())  # they do descend
+    assert first < float(model.per_sample_loss(examples).mean().detach())  # they do descend
 
 
 def test_inner_steps_are_gradient_descent_on_the_free_weights():
@@ -55,12 +55,12 @@ def test_inner_steps_are_gradient_descent_on_the_free_weights():
     found = _InnerSteps(model, space, 2, RATE).best(0, examples)
     for _ in range(2):
         twin.network.zero_grad()
-        twin.errors(examples).mean().backward()
+        twin.per_sample_loss(examples).mean().backward()
         with torch.no_grad():
             for name, parameter in twin.network.named_parameters():
                 free = mask.tensors[name] & ("conv_in" not in name)
                 parameter.sub_(torch.where(free, RATE * parameter.grad, 0.0))
-    assert found == pytest.approx(float(twin.errors(examples).mean().detach()), rel=1e-5)
+    assert found == pytest.approx(float(twin.per_sample_loss(examples).mean().detach()), rel=1e-5)
 
 
 def test_they_are_put_back_when_something_breaks():
@@ -94,7 +94,7 @@ def test_the_loss_is_its_formula(options):
     )
     assert float(found["forget"]) == pytest.approx(float(first), rel=1e-5)
     assert float(found["gap"]) == pytest.approx(float(first) - best, rel=1e-4)
-    expected = model.errors(retain).mean() + 0.3 * (first - best)
+    expected = model.per_sample_loss(retain).mean() + 0.3 * (first - best)
     assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -121,7 +121,7 @@ def test_the_adaptive_weight_is_that_of_both_gradients():
     again = draws_of("ddpm")[1]
     retain = model.examples(again.retain, again.generator, condition_drop=True)
     forget = method._substituted(model, model, task, again)
-    first, second = (gradient(model.errors(part).mean(), model).double() for part in (forget, retain))
+    first, second = (gradient(model.per_sample_loss(part).mean(), model).double() for part in (forget, retain))
     expected = max(0.0, 2.0 - float(first @ second / (first @ first)))
     assert expected > 0
     assert float(told["penalty"]) == pytest.approx(expected, rel=1e-4)

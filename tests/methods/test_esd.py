@@ -9,9 +9,9 @@ from erasure.core import registry
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data import Batches, Dataset
 from erasure.data.task import Task
-from erasure.erasing.erase import Request, erase
-from erasure.erasing.targets import Wanted
-from erasure.methods.base import Draws, Job
+from erasure.erasing.erase import EraseRequest, erase
+from erasure.erasing.targets import TargetSpec
+from erasure.methods.base import Job, StepBatches
 from erasure.models import load_model
 from erasure.models.diffusion import sampler
 from erasure.training.loop import Step
@@ -27,12 +27,12 @@ def method(name="esd", **options):
 
 
 def flow(kind):
-    return load_model(tiny_flow.folder(kind)).bind(PROMPTS)
+    return load_model(tiny_flow.folder(kind)).set_prompts(PROMPTS)
 
 
 def draws(part=0, parts=1):
     nothing = Batches(Dataset.nothing(), 4, 0)
-    return Draws(Step(0, torch.Generator().manual_seed(0), part, parts), nothing, nothing)
+    return StepBatches(Step(0, torch.Generator().manual_seed(0), part, parts), nothing, nothing)
 
 
 def job(task, **changes):
@@ -52,7 +52,7 @@ def test_the_target_is_guidance_turned_around(kind):
     for eta in (0.0, 1.0, 2.5):
         found = method(negative_guidance=eta).target(model, *inputs)
         with torch.no_grad():
-            expected = model.answer(inputs, guidance_scale=-eta)
+            expected = model.prediction(inputs, guidance_scale=-eta)
         assert not found.requires_grad
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_partial_sampling_stops_where_the_stock_scheduler_is(kind):
     for timestep in scheduler.timesteps:
         seen.append(sample)
         with torch.no_grad():
-            answer = model.answer((sample, timestep.expand(4), labels), guidance_scale=3.0)
+            answer = model.prediction((sample, timestep.expand(4), labels), guidance_scale=3.0)
         sample = scheduler.step(answer, timestep, sample).prev_sample
     assert timesteps.tolist() == scheduler.timesteps[stops].tolist()
     for i, stop in enumerate(stops.tolist()):
@@ -120,7 +120,7 @@ def test_partial_sampling_of_a_flow_ends_in_the_image():
     sigmas = model.sigmas(3, model.sample_shape)
     assert float(timesteps) == pytest.approx(float(sigmas[2]) * model.num_train_timesteps)
     with torch.no_grad():
-        last = noisy + (sigmas[3] - sigmas[2]) * model.answer((noisy, timesteps, labels), 2.0)
+        last = noisy + (sigmas[3] - sigmas[2]) * model.prediction((noisy, timesteps, labels), 2.0)
         image = model.decode(last).clamp(-1, 1)
     torch.testing.assert_close(image, model.generate(labels, [4], **settings), rtol=1e-4, atol=1e-4)
 
@@ -169,20 +169,20 @@ def test_factors_say_nothing_at_first_and_are_in_the_weights_at_last():
     layers = method("lora_esd").layers(model.network)
     inputs = (noisy, torch.full((4,), 500), torch.tensor([0, 1, 2, 3]))
     with torch.no_grad():
-        plain = model.answer(inputs)
+        plain = model.prediction(inputs)
         with low_rank(model.network, layers, 4, 0.5, torch.Generator().manual_seed(0)):
             names = [name for name, _ in model.network.named_parameters() if is_factor(name)]
-            assert len(names) == 2 * len(layers) and model.answer(inputs).equal(plain)
+            assert len(names) == 2 * len(layers) and model.prediction(inputs).equal(plain)
             for name, parameter in model.network.named_parameters():
                 if name.endswith(UP):
                     parameter.normal_(generator=torch.Generator().manual_seed(1))
-            twin, beside = copy.deepcopy(model), model.answer(inputs)
+            twin, beside = copy.deepcopy(model), model.prediction(inputs)
             first = model.network.get_submodule(layers[0])
             product = 0.5 * getattr(first, UP) @ getattr(first, DOWN)
         assert set(model.network.state_dict()) == set(before)
         torch.testing.assert_close(first.weight, before[f"{layers[0]}.weight"] + product)
-        torch.testing.assert_close(model.answer(inputs), beside, rtol=1e-4, atol=1e-4)
-        assert twin.answer(inputs).equal(beside) and not beside.allclose(plain, atol=1e-2)
+        torch.testing.assert_close(model.prediction(inputs), beside, rtol=1e-4, atol=1e-4)
+        assert twin.prediction(inputs).equal(beside) and not beside.allclose(plain, atol=1e-2)
 
 
 def test_lora_moves_attention_alone_and_the_choice_of_weights_says_which():
@@ -217,7 +217,7 @@ def test_the_exported_factors_are_the_whole_difference(kind, keys, cli, tmp_path
 
     folder = pipeline_folder(kind)
     options = {**SMALL, "steps": 3, "learning_rate": 1e-2}
-    request = Request(str(folder), "cat", "lora_esd", wanted=Wanted(), options=options, evaluate=False)
+    request = EraseRequest(str(folder), "cat", "lora_esd", wanted=TargetSpec(), options=options, evaluate=False)
     erase(request, tmp_path / "run", report=False)
     out = tmp_path / "l.safetensors"
     flags = ("--format", "lora", "--rank", 4, "--lora-keys", keys, "--out", out)
@@ -226,21 +226,23 @@ def test_the_exported_factors_are_the_whole_difference(kind, keys, cli, tmp_path
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     plain, cleaned = (load_model(path) for path in (folder, tmp_path / "run"))
     pipeline.load_lora_weights(str(tmp_path), weight_name=out.name)
-    models = [model.bind(PROMPTS) for model in (plain, cleaned)]
+    models = [model.set_prompts(PROMPTS) for model in (plain, cleaned)]
     applied = copy.copy(models[0])
     applied.network = pipeline.unet
     inputs = (noise_of(cleaned), torch.full((4,), 400), torch.tensor([0, 1, 2, 3]))
     with torch.no_grad():
-        before, merged, beside = (model.answer(inputs) for model in (*models, applied))
+        before, merged, beside = (model.prediction(inputs) for model in (*models, applied))
     torch.testing.assert_close(beside, merged, rtol=1e-5, atol=1e-5)
     assert not before.allclose(merged, atol=1e-3)
 
 
 def test_a_mask_holds_esd_and_is_refused_by_its_low_rank_form(cli, tmp_path):
-    wanted = Wanted(material={"num_forget_images": 2, "num_retain_images": 2, "material_inference_steps": 2})
+    wanted = TargetSpec(
+        training_images={"num_forget_images": 2, "num_retain_images": 2, "training_image_inference_steps": 2}
+    )
     options = {**SMALL, "weights": "all"}
-    request = Request(str(pipeline_folder("sd1")), "cat", "esd", mask="saliency", wanted=wanted, options=options)
-    result = erase(Request(**{**request.__dict__, "evaluate": False}), tmp_path / "run", report=False)
+    request = EraseRequest(str(pipeline_folder("sd1")), "cat", "esd", mask="saliency", wanted=wanted, options=options)
+    result = erase(EraseRequest(**{**request.__dict__, "evaluate": False}), tmp_path / "run", report=False)
     assert 0.45 < result["changed_weights"] / result["total_weights"] <= 0.5
     flags = ("--model", pipeline_folder("sd1"), "--forget", "cat", "--method", "lora_esd", "--mask", "random")
     outcome = cli("erase", *flags, "--out", tmp_path / "other")

@@ -10,7 +10,7 @@ from erasure.core import registry
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data import Batch, Batches
 from erasure.data.task import Task
-from erasure.methods.base import Draws, GradientMethod, Job
+from erasure.methods.base import GradientMethod, Job, StepBatches
 from erasure.methods.relabeling.base import other_labels
 from erasure.methods.second_order.base import OneStep
 from erasure.models import load_model
@@ -155,10 +155,10 @@ def test_saved_and_loaded_predicts_the_same(name, kind, tmp_path):
     model.save(tmp_path / "m")
     again = load_model(tmp_path / "m")
     if kind in PIPELINES:
-        again.bind(task.class_names)
+        again.set_prompts(task.class_names)
     batch = Batches(dataset, 8, 0).at(0)
     with torch.no_grad():
-        answers = [m.answer(m.examples(batch, torch.Generator().manual_seed(0)).inputs) for m in (model, again)]
+        answers = [m.prediction(m.examples(batch, torch.Generator().manual_seed(0)).inputs) for m in (model, again)]
     assert answers[0].equal(answers[1])
 
 
@@ -183,7 +183,7 @@ def test_accumulated_parts_equal_the_whole_batch(name, digits, task):
 def draws_of(digits, task, size=8, index=0):
     step = Step(index, torch.Generator().manual_seed(0))
     parts = [Batches(digits.of_classes(classes), size, 0) for classes in (task.forget, task.retain)]
-    return Draws(step, *parts)
+    return StepBatches(step, *parts)
 
 
 def test_salun_is_its_formula(digits, task):
@@ -234,8 +234,8 @@ def test_gradient_ascent_and_finetune_are_their_formulas(ddpm, digits, task):
         ascent = method("gradient_ascent", alpha=0.5).loss(ddpm, ddpm, task, draws_of(digits, task))
         alone = method("gradient_ascent").loss(ddpm, ddpm, task, draws_of(digits, task))
         draws = draws_of(digits, task)
-        forget = ddpm.errors(ddpm.examples(draws.forget, draws.generator)).mean()
-        retain = ddpm.errors(ddpm.examples(draws.retain, draws.generator, condition_drop=True)).mean()
+        forget = ddpm.per_sample_loss(ddpm.examples(draws.forget, draws.generator)).mean()
+        retain = ddpm.per_sample_loss(ddpm.examples(draws.retain, draws.generator, condition_drop=True)).mean()
         assert float(ascent["loss"]) == pytest.approx(float(0.5 * retain - forget), rel=1e-5)
         assert float(alone["loss"]) == pytest.approx(-float(forget), rel=1e-5)
         tuned = method("finetune").loss(ddpm, ddpm, task, draws_of(digits, task))
@@ -288,7 +288,7 @@ def test_losses_of_the_base_class_are_the_methods_parts(ddpm, digits):
     anchor = Batch(batch.images, torch.zeros(6, dtype=torch.int64))
     teacher = tiny("ddpm", seed=4)
     with torch.no_grad():
-        value = ddpm.relabelled_loss(batch, anchor, teacher, torch.Generator().manual_seed(1))
+        value = ddpm.relabeled_loss(batch, anchor, teacher, torch.Generator().manual_seed(1))
         examples = ddpm.examples(batch, torch.Generator().manual_seed(1))
         expected = (
             (ddpm.predict(*examples.inputs) - teacher.predict(*examples.inputs[:2], anchor.labels)).square().mean()

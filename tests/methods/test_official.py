@@ -6,11 +6,11 @@ import torch
 
 from benchmarks.official import OfficialSalUn, StepDraws, official_mask
 from erasure.core import config, registry
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batches
 from erasure.methods.base import Job
 from erasure.saliency.mask import Mask
-from erasure.saliency.scores import SaliencySettings, saliency_scores
+from erasure.saliency.scores import SaliencyConfig, saliency_scores
 from tests.conftest import tiny
 
 STEPS, SIZE, SEED = 5, 16, 2
@@ -18,7 +18,7 @@ STEPS, SIZE, SEED = 5, 16, 2
 
 def _draws(model, forget, retain, index):
     """The same draws as the run's, as plain tensors."""
-    generator = torch.Generator().manual_seed(derive(SEED, "draws", index))
+    generator = torch.Generator().manual_seed(derive_seed(SEED, "draws", index))
     forgotten = model.examples(forget.at(index), generator, condition_drop=True)
     pseudo = model.with_dropped_condition((forget.at(index).labels + 1) % 10, generator)
     kept = model.examples(retain.at(index), generator, condition_drop=True)
@@ -31,13 +31,13 @@ def test_the_official_preset_follows_the_official_code(digits, task):
     method = config.build(kind, "salun", preset, {"steps": STEPS, "batch_size": SIZE, "learning_rate": 1e-3})
     model = tiny("ddpm")
     forget, retain = digits.of_classes(task.forget), digits.of_classes(task.retain)
-    scores = saliency_scores(model, forget, SaliencySettings(**kind.presets["official"]["saliency"]), seed=SEED)
+    scores = saliency_scores(model, forget, SaliencyConfig(**kind.presets["official"]["saliency"]), seed=SEED)
     mask = Mask.top(scores, 0.5)
     theirs = official_mask(scores, 0.5)
     assert all(mask.tensors[name].equal(theirs[name].bool()) for name in theirs)
 
     reference = OfficialSalUn(copy.deepcopy(model.network).train(), theirs, learning_rate=1e-3, alpha=1e-3)
-    batches = [Batches(part, SIZE, derive(SEED, name)) for part, name in ((forget, "forget"), (retain, "retain"))]
+    batches = [Batches(part, SIZE, derive_seed(SEED, name)) for part, name in ((forget, "forget"), (retain, "retain"))]
     losses = [reference.step(_draws(model, *batches, index)) for index in range(STEPS)]
     outcome = method.erase(model, Job(task, forget, retain, mask, SEED))
     for record, loss in zip(outcome.records, losses, strict=True):

@@ -6,7 +6,7 @@ import torch
 from erasure.core import registry
 from erasure.core.errors import NotApplicableError
 from erasure.data import Batches
-from erasure.methods.base import Draws
+from erasure.methods.base import StepBatches
 from erasure.training.loop import Step
 from tests.conftest import about, tiny
 
@@ -14,7 +14,7 @@ from tests.conftest import about, tiny
 def losses(kind, model, frozen, **options):
     dataset, task = about(kind)
     forget, retain = (Batches(dataset.of_classes(part), 8, 0) for part in (task.forget, task.retain))
-    draws = Draws(Step(0, torch.Generator().manual_seed(0)), forget, retain)
+    draws = StepBatches(Step(0, torch.Generator().manual_seed(0)), forget, retain)
     rule = "anchor" if task.anchors else "next"
     return registry.load("methods", "salun_distilled")(relabel=rule, **options).loss(model, frozen, task, draws)
 
@@ -36,7 +36,7 @@ def test_the_retain_loss_is_zero_at_the_original_and_the_change_of_its_answers_e
     examples = model.examples(batch, torch.Generator().manual_seed(1))
     method = registry.load("methods", "salun_distilled")()
     kept = method.kept(examples, frozen)
-    assert kept.target.equal(frozen.answer(examples.inputs)) and kept.inputs == examples.inputs
+    assert kept.target.equal(frozen.prediction(examples.inputs)) and kept.inputs == examples.inputs
     assert not kept.target.requires_grad
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batch, Batches
 from erasure.data.task import Task
-from erasure.methods.base import Draws, Job
+from erasure.methods.base import Job, StepBatches
 from erasure.methods.finetuning import selective_amnesia
 from erasure.methods.finetuning.selective_amnesia import SelectiveAmnesia, _Held
 from erasure.saliency.mask import Mask
@@ -28,7 +28,7 @@ def job_of(kind, **changes):
 
 def draws_of(job, own=None, size=8):
     batches = [Batches(dataset, size, 0) for dataset in (job.forget, job.retain)]
-    return Draws(Step(0, torch.Generator().manual_seed(0)), *batches, own)
+    return StepBatches(Step(0, torch.Generator().manual_seed(0)), *batches, own)
 
 
 @pytest.mark.parametrize("kind", ["ddpm", "sd1"])
@@ -37,12 +37,12 @@ def test_the_fisher_matrix_is_the_mean_squared_gradient_of_single_samples(kind):
     before = state_of(model)
     mask = Mask.random(Mask({n: p.detach() for n, p in model.network.named_parameters()}), 0.5, 0)
     found = diagonal_fisher(model, WeightSpace(model.network, mask), job.retain, 3, 4)
-    rows = np.sort(np.random.default_rng(derive(3, "fisher")).permutation(len(job.retain))[:4])
+    rows = np.sort(np.random.default_rng(derive_seed(3, "fisher")).permutation(len(job.retain))[:4])
     batch = Batch(job.retain.samples(rows), torch.from_numpy(job.retain.labels[rows]))
-    generator = torch.Generator().manual_seed(derive(derive(3, "fisher"), "curvature", 0))
+    generator = torch.Generator().manual_seed(derive_seed(derive_seed(3, "fisher"), "curvature", 0))
     examples, expected = model.examples(batch, generator), 0
     for i in range(4):
-        grads = torch.autograd.grad(model.errors(examples.part(i, 4))[0], list(model.network.parameters()))
+        grads = torch.autograd.grad(model.per_sample_loss(examples.part(i, 4))[0], list(model.network.parameters()))
         expected = (
             expected
             + torch.cat(
@@ -71,7 +71,7 @@ def test_the_loss_is_its_formula():
         kept = model.examples(again.retain, again.generator, condition_drop=True)
         moved = torch.nn.utils.parameters_to_vector(model.network.parameters()) - start
         distance = (weights * moved.square()).sum() / 2 * noise[0].numel()
-        expected = model.errors(shown).mean() + 0.7 * model.errors(kept).mean() + 3.0 * distance
+        expected = model.per_sample_loss(shown).mean() + 0.7 * model.per_sample_loss(kept).mean() + 3.0 * distance
     assert set(labels.tolist()) == {3}
     assert float(found["distance"]) == pytest.approx(float(distance), rel=1e-4)
     assert float(found["loss"]) == pytest.approx(float(expected), rel=1e-4)
@@ -134,7 +134,7 @@ def test_text_models_learn_the_anchors_images_under_the_concept():
 
 def test_what_has_no_images_of_its_anchor_is_told_and_takes_all(monkeypatch):
     told = []
-    monkeypatch.setattr(selective_amnesia, "tell", told.append)
+    monkeypatch.setattr(selective_amnesia, "log_user", told.append)
     model = tiny("sd1")
     job = job_of("sd1")
     few = Job(job.task, job.forget, job.retain.of_classes((3, 4)))

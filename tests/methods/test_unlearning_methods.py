@@ -11,7 +11,7 @@ from erasure.core import registry
 from erasure.core.errors import DivergedError, NotApplicableError, OptionError, RunError
 from erasure.data import Batch, Batches, load_dataset
 from erasure.data.task import Task
-from erasure.methods.base import Draws, GradientMethod, Job
+from erasure.methods.base import GradientMethod, Job, StepBatches
 from erasure.methods.relabeling.salun_soft import shrunk
 from erasure.methods.second_order.base import View
 from erasure.methods.second_order.puma import reweighted
@@ -60,7 +60,7 @@ def half(model):
 
 def draws(forget, retain, index=0, size=8):
     step = Step(index, torch.Generator().manual_seed(0))
-    return Draws(step, Batches(forget, size, 0), Batches(retain, size, 0))
+    return StepBatches(step, Batches(forget, size, 0), Batches(retain, size, 0))
 
 
 @pytest.mark.parametrize("arch", NETWORKS)

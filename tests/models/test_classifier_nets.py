@@ -126,7 +126,7 @@ def test_a_configuration_that_describes_no_network(config, message):
 
 
 def test_every_kind_trains_and_forgets_within_a_mask(small, monkeypatch, tmp_path):
-    from erasure.erasing.erase import Request, erase
+    from erasure.erasing.erase import EraseRequest, erase
     from erasure.saliency.mask import Mask
     from erasure.training.recipes import ClassifierRecipe
     from erasure.training.train import train
@@ -134,7 +134,7 @@ def test_every_kind_trains_and_forgets_within_a_mask(small, monkeypatch, tmp_pat
     recipe = ClassifierRecipe(arch=small.info["arch"], steps=2, batch_size=8, warmup_steps=1)
     train(recipe, "digits", tmp_path / "c", limit=60)
     few = {"epochs": 0.0, "steps": 2, "batch_size": 8}
-    request = Request(str(tmp_path / "c"), "random:0.2", "salun", options=few, evaluate=False)
+    request = EraseRequest(str(tmp_path / "c"), "random:0.2", "salun", options=few, evaluate=False)
     first, again = (erase(request, tmp_path / name)["hash"] for name in ("a", "b"))
     assert first == again
     before, after, mask = (

@@ -23,12 +23,12 @@ PROMPTS = ("a cat", "a photo of a cat", "a dog", "a tree")
 FAMILIES = ("sd3", "flux")
 SMALL = (
     *("--steps", 2, "--batch-size", 2, "--num-forget-images", 2, "--num-retain-images", 2, "--saliency-batch-size", 2),
-    *("--material-inference-steps", 2, "--num-images", 1, "--num-inference-steps", 2, "--learning-rate", 1e-3),
+    *("--training-image-inference-steps", 2, "--num-images", 1, "--num-inference-steps", 2, "--learning-rate", 1e-3),
 )
 
 
 def tiny(kind):
-    return load_model(folder(kind)).bind(PROMPTS)
+    return load_model(folder(kind)).set_prompts(PROMPTS)
 
 
 def examples_of(model, count=4):
@@ -96,8 +96,8 @@ def test_guidance_is_told_where_it_can_be_and_else_its_formula():
         with torch.no_grad():
             empty = model.predict(noisy, timesteps, torch.full_like(labels, model.null_label))
             given = model.predict(noisy, timesteps, labels)
-            torch.testing.assert_close(model.answer(inputs), given)
-            guided, formula = model.answer(inputs, 3.0), empty + 3 * (given - empty)
+            torch.testing.assert_close(model.prediction(inputs), given)
+            guided, formula = model.prediction(inputs, 3.0), empty + 3 * (given - empty)
         assert torch.allclose(guided, formula, atol=1e-6) is not told, kind
         assert not guided.equal(given) and not empty.equal(given)
 
@@ -108,12 +108,12 @@ def test_saved_and_loaded_is_the_same_to_the_bit_and_stock(kind, tmp_path):
 
     model = tiny(kind)
     model.save(tmp_path / "m")
-    again = load_model(tmp_path / "m").bind(PROMPTS)
+    again = load_model(tmp_path / "m").set_prompts(PROMPTS)
     assert (again.family, again.hash, again.parts_hash) == (model.family, model.hash, model.parts_hash)
     assert again.bound.embeddings.equal(model.bound.embeddings) and again.bound.pooled.equal(model.bound.pooled)
     inputs = examples_of(model).inputs
     with torch.no_grad():
-        assert again.answer(inputs).equal(model.answer(inputs))
+        assert again.prediction(inputs).equal(model.prediction(inputs))
     assert model.fresh(1).hash != model.hash
     missing = {"text_encoder_3": None, "tokenizer_3": None} if "without" in kind else {}
     stock = DiffusionPipeline.from_pretrained(tmp_path / "m", **missing)
@@ -133,7 +133,7 @@ def test_t5_reads_its_window_and_zeros_stand_for_it():
 
 def test_a_prompt_that_t5_must_cut_is_said(capsys, caplog):
     with caplog.at_level("INFO", logger="erasure"):
-        load_model(folder("flux")).bind(["a kite above fields"])
+        load_model(folder("flux")).set_prompts(["a kite above fields"])
     assert f"longer than the text encoder's {WINDOW} tokens" in caplog.text + capsys.readouterr().err
 
 

@@ -119,23 +119,23 @@ def test_no_weight_changes_and_what_is_saved_is_obeyed(name, kind, tmp_path):
     assert again.hash == before
     if kind in PIPELINES:
         assert model.parts_hash == again.parts_hash != tiny(kind).parts_hash
-        again.bind(PROMPTS)
+        again.set_prompts(PROMPTS)
     assert drawn(again).equal(steered)
     del again.info["steering"]
     if kind in PIPELINES:
-        again.bind(PROMPTS)
+        again.set_prompts(PROMPTS)
     assert drawn(again).equal(plain)
 
 
 def test_a_flow_with_guidance_is_steered():
-    model = load_model(tiny_flow.folder("sd3")).bind(PROMPTS)
+    model = load_model(tiny_flow.folder("sd3")).set_prompts(PROMPTS)
     plain = drawn(model)
     steered = drawn(erased("negative_prompt", model, text="a house"))
     assert not steered.equal(plain)
-    model.conditions = copy.copy(model.bound)
+    model.prompt_embeddings = copy.copy(model.bound)
     embeddings, pooled = model.bound.embeddings.clone(), model.bound.pooled.clone()
     embeddings[-2], pooled[-2] = embeddings[-1], pooled[-1]  # the text in the place of the empty prompt
-    model.conditions = type(model.bound)(model.bound.prompts, embeddings, pooled)
+    model.prompt_embeddings = type(model.bound)(model.bound.prompts, embeddings, pooled)
     del model.info["steering"]
     torch.testing.assert_close(drawn(model), steered)
 
@@ -200,7 +200,7 @@ def test_a_damaged_instruction_is_refused(written):
     model = tiny("sd1")
     model.info["steering"] = written
     with pytest.raises(ModelError, match="makes no sense"):
-        model.bind(PROMPTS)
+        model.set_prompts(PROMPTS)
 
 
 def test_a_run_is_obeyed_by_every_verb_and_not_exported(cli, refused, tmp_path):

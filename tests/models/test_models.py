@@ -29,7 +29,7 @@ def test_saved_and_loaded_predicts_the_same(kind, digits, tmp_path):
     assert loaded.hash == model.hash and loaded.class_names == digits.class_names
     batch = Batches(digits, 8, 0).at(0)
     with torch.no_grad():
-        one, two = (m.answer(m.examples(batch, generator()).inputs) for m in (model, loaded))
+        one, two = (m.prediction(m.examples(batch, generator()).inputs) for m in (model, loaded))
     assert one.equal(two)
 
 
@@ -130,8 +130,8 @@ def test_guidance_mixes_the_two_predictions(ddpm, digits):
     with torch.no_grad():
         free = ddpm.predict(inputs[0], inputs[1], torch.full((4,), 10))
         told = ddpm.predict(*inputs)
-        assert ddpm.answer(inputs, 3.0).allclose(free + 3 * (told - free), atol=1e-6)
-        assert ddpm.answer(inputs).equal(told)
+        assert ddpm.prediction(inputs, 3.0).allclose(free + 3 * (told - free), atol=1e-6)
+        assert ddpm.prediction(inputs).equal(told)
 
 
 def test_relabelling_asks_the_teacher_and_builds_no_graph(ddpm, digits):
@@ -139,26 +139,26 @@ def test_relabelling_asks_the_teacher_and_builds_no_graph(ddpm, digits):
     examples = ddpm.examples(batch, generator())
     teacher = tiny("ddpm", seed=5)
     anchor = Batch(batch.images, torch.tensor([1, 1, 2, 2]))
-    relabelled = ddpm.relabelled(examples, anchor, teacher)
-    assert relabelled.inputs is examples.inputs and not relabelled.target.requires_grad
+    relabeled = ddpm.relabeled(examples, anchor, teacher)
+    assert relabeled.inputs is examples.inputs and not relabeled.target.requires_grad
     with torch.no_grad():
-        assert relabelled.target.equal(teacher.predict(*examples.inputs[:2], anchor.labels))
+        assert relabeled.target.equal(teacher.predict(*examples.inputs[:2], anchor.labels))
 
 
 def test_without_labels_relabelling_leads_to_the_anchor_image(digits):
     model = tiny("ddpm-unconditional")
     forget, anchor = Batches(digits, 16, 0).at(0), Batches(digits, 16, 0).at(1)
     examples = model.examples(forget, generator())
-    relabelled = model.relabelled(examples, anchor, model)
+    relabeled = model.relabeled(examples, anchor, model)
     noisy, timesteps = examples.inputs
     step = {int(t): i for i, t in enumerate(timesteps)}
     for t, i in step.items():
         reached = model.noise_scheduler.add_noise(
-            anchor.images[i : i + 1], relabelled.target[i : i + 1], torch.tensor([t])
+            anchor.images[i : i + 1], relabeled.target[i : i + 1], torch.tensor([t])
         )
         assert reached.allclose(noisy[i : i + 1], atol=1e-4)
     # The weight bounds each error by the distance in image space.
-    error = (relabelled.target - examples.target).square().flatten(1).mean(1) * relabelled.weight
+    error = (relabeled.target - examples.target).square().flatten(1).mean(1) * relabeled.weight
     assert (error <= (forget.images - anchor.images).square().flatten(1).mean(1) * 1.001).all()
 
 

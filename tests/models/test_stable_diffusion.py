@@ -92,7 +92,7 @@ def test_guidance_is_its_formula():
     with torch.no_grad():
         empty = model.predict(noisy, timesteps, torch.full_like(labels, model.null_label))
         given = model.predict(noisy, timesteps, labels)
-        torch.testing.assert_close(model.answer((noisy, timesteps, labels), 3.0), empty + 3 * (given - empty))
+        torch.testing.assert_close(model.prediction((noisy, timesteps, labels), 3.0), empty + 3 * (given - empty))
     assert not empty.equal(given)
 
 
@@ -100,7 +100,7 @@ def test_sdxl_zeroes_the_empty_prompt_where_its_pipeline_does():
     model = tiny("sdxl")
     assert float(model.bound.embeddings[-1].abs().max()) == 0 and float(model.bound.pooled[-1].abs().max()) == 0
     model.info["pipeline"]["force_zeros_for_empty_prompt"] = False
-    model.bind(PROMPTS)
+    model.set_prompts(PROMPTS)
     assert float(model.bound.embeddings[-1].abs().max()) > 0
     del model.info["pipeline"]
 
@@ -171,7 +171,7 @@ def test_what_is_no_whole_pipeline_is_refused(tmp_path):
 def test_a_prompt_that_is_too_long_is_cut_and_said(capsys, caplog):
     model = tiny("sd1")
     with caplog.at_level("INFO", logger="erasure"):
-        model.bind(["x" * 200])
+        model.set_prompts(["x" * 200])
     assert "longer than the text encoder's 77 tokens" in caplog.text + capsys.readouterr().err
 
 
@@ -198,5 +198,5 @@ def test_the_guard(prompt, refused):
     assert safety_filter.forbidden(prompt) is refused
     if refused:
         with pytest.raises(OptionError) as found:
-            tiny("sd1").bind(["a tree", prompt])
+            tiny("sd1").set_prompts(["a tree", prompt])
         assert "prompt 2 of 2" in str(found.value) and prompt not in str(found.value)

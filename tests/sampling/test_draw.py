@@ -1,10 +1,10 @@
 import pytest
 
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.sampling.draw import SampleSettings, check_classes, draw, path_of
+from erasure.sampling.draw import SamplingOptions, check_classes, draw, path_of
 from tests.conftest import tiny
 
-QUICK = SampleSettings(num_images=3, num_inference_steps=2, sample_batch_size=2)
+QUICK = SamplingOptions(num_images=3, num_inference_steps=2, sample_batch_size=2)
 
 
 def test_samples_lie_where_a_person_would_look(ddpm, tmp_path):
@@ -24,7 +24,7 @@ def test_only_missing_images_are_drawn_and_they_are_the_same(ddpm, tmp_path):
     assert (again.images == whole.images).all() and kept.stat().st_mtime_ns == age
     kept.unlink()
     assert (draw(ddpm, [3, 7], QUICK, 0, tmp_path / "a").images == whole.images).all()
-    alone = draw(ddpm, [7], SampleSettings(num_images=2, num_inference_steps=2), 0, tmp_path / "b")
+    alone = draw(ddpm, [7], SamplingOptions(num_images=2, num_inference_steps=2), 0, tmp_path / "b")
     assert abs(alone.images.astype(int) - whole.images[3:5]).max() <= 1
     other = draw(ddpm, [7], QUICK, 1, tmp_path / "c")
     assert (other.images != whole.images[3:]).any()
@@ -44,4 +44,4 @@ def test_an_unconditional_model_draws_without_classes(tmp_path):
 )
 def test_settings_outside_their_range_are_refused(ddpm, tmp_path, bad):
     with pytest.raises(OptionError):
-        draw(ddpm, [0], SampleSettings(**bad), 0, tmp_path)
+        draw(ddpm, [0], SamplingOptions(**bad), 0, tmp_path)

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from erasure.erasing.erase import Request, erase
-from erasure.erasing.targets import Wanted
+from erasure.erasing.erase import EraseRequest, erase
+from erasure.erasing.targets import TargetSpec
 from erasure.formats.safetensors_stream import write_ordered
 from tests.support.tiny_pipelines import Written, written
 
-MATERIAL = {"num_forget_images": 2, "num_retain_images": 2, "material_inference_steps": 2}
+TRAINING_IMAGES = {"num_forget_images": 2, "num_retain_images": 2, "training_image_inference_steps": 2}
 OPTIONS = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3}
 
 
@@ -52,8 +52,8 @@ def erased(model: Path, out: Path, cache: Path) -> Path:
     """A run that moves half of the UNet's weights a little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASURE_CACHE", str(cache))
-        wanted = Wanted(material=MATERIAL)
-        erase(Request(str(model), "cat", mask="random", wanted=wanted, options=OPTIONS, evaluate=False), out)
+        wanted = TargetSpec(training_images=TRAINING_IMAGES)
+        erase(EraseRequest(str(model), "cat", mask="random", wanted=wanted, options=OPTIONS, evaluate=False), out)
     return out
 
 

@@ -47,7 +47,7 @@ def run(out, pipeline):
     """Write the weights that each method leaves of the tiny `pipeline`, as `out`/METHOD.safetensors."""
     out.mkdir(parents=True, exist_ok=True)
     for name in METHODS:
-        method, model = method_of(name), load_model(pipeline).bind(PROMPTS)
+        method, model = method_of(name), load_model(pipeline).set_prompts(PROMPTS)
         method.erase(model, job_of())
         if is_main():
             write_tensors(out / f"{name}.safetensors", method.part_of(model).network.state_dict())

@@ -13,8 +13,8 @@ from erasure.formats.safetensors_io import read_tensors
 from erasure.methods.base import Job
 from erasure.training import masked_parameters
 from erasure.training.latent_cache import Latents
-from erasure.training.loop import LoopSettings, optimise
-from erasure.training.masked_parameters import FreeWeights
+from erasure.training.loop import TrainingConfig, minimize
+from erasure.training.masked_parameters import MaskedParameters
 from erasure.training.memory import count, estimate
 from tests.conftest import tiny
 from tests.training.test_loop import every_other, half, network, regression, settings
@@ -29,7 +29,7 @@ def fused(**changes):
 @pytest.fixture
 def in_one_go(monkeypatch):
     """A switch: the same settings with all gradients first."""
-    return lambda: monkeypatch.setattr(LoopSettings, "in_backward", False)
+    return lambda: monkeypatch.setattr(TrainingConfig, "in_backward", False)
 
 
 def same(one, other):
@@ -43,7 +43,7 @@ def test_it_changes_no_bit(optimizer, masked, in_one_go, bitsandbytes):  # noqa:
     ends = []
     for _ in range(2):
         net = network()
-        outcome = optimise(net, regression(net), chosen, seed=3, mask=half(net) if masked else None)
+        outcome = minimize(net, regression(net), chosen, seed=3, mask=half(net) if masked else None)
         ends.append((net, outcome))
         in_one_go()
     (one, first), (two, second) = ends
@@ -57,7 +57,7 @@ def test_the_unet_with_recomputed_activations_and_a_shared_teacher(options, in_o
     """As --memory low has it: a block is recomputed while later ones have moved, the time embedding moves last."""
     hashes = []
     for _ in range(2):
-        model = tiny("sd1").bind(sd_networks.PROMPTS)
+        model = tiny("sd1").set_prompts(sd_networks.PROMPTS)
         latents = Latents.of(model, sd_networks.images(model.image_shape[1], 2))
         job = stable_diffusion.job_of(latents, random_mask(model))
         recipe = {"relabel": "anchor", "alpha": 0.5, "clip_norm": 0.0, "learning_rate": 1e-2, "memory": "low"}
@@ -90,7 +90,7 @@ def test_a_layer_used_four_times_moves_once(masked, in_one_go):
             forget, retain = torch.randn(2, 8, 4, generator=step.generator)
             return {"loss": net(forget).square().mean() + (net(retain) - retain).square().mean()}
 
-        optimise(net, loss, fused(optimizer="sgd"), seed=0, mask=every_other(net) if masked else None)
+        minimize(net, loss, fused(optimizer="sgd"), seed=0, mask=every_other(net) if masked else None)
         ends.append(net)
         in_one_go()
     assert same(*ends)
@@ -99,7 +99,7 @@ def test_a_layer_used_four_times_moves_once(masked, in_one_go):
 def test_a_weight_that_is_still_needed_is_not_read_after_it_moved():
     net = nn.Module()
     net.a, net.w = nn.Parameter(torch.ones(3)), nn.Parameter(torch.full((3,), 2.0))
-    free = FreeWeights(net, lean=True)
+    free = MaskedParameters(net, lean=True)
     optimizer = torch.optim.SGD(free.parameters, lr=0.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         free.step_in_backward(optimizer, ((net.a * net.w.detach()) * net.w).sum())
@@ -121,10 +121,10 @@ def test_divergence_goes_back_to_the_last_good_weights(kind, at, good, tmp_path)
         return {"loss": value}
 
     with pytest.raises(DivergedError, match=rf"diverged at step {at} .* those of step {good}:"):
-        optimise(net, loss, fused(), seed=0, mask=half(net), folder=tmp_path)
+        minimize(net, loss, fused(), seed=0, mask=half(net), folder=tmp_path)
     saved, _ = read_tensors(tmp_path / "checkpoint.safetensors")
     reference = network()
-    optimise(reference, regression(reference), fused(steps=good), seed=0, mask=half(reference))
+    minimize(reference, regression(reference), fused(steps=good), seed=0, mask=half(reference))
     assert same(net, reference) and all(p.equal(saved[f"network/{n}"]) for n, p in net.named_parameters())
 
 
@@ -140,7 +140,7 @@ def test_killed_and_resumed_equals_uninterrupted(dies_at, tmp_path):
                 net[0].weight.register_hook(killed)
             return {"loss": value}
 
-        optimise(net, loss, fused(), seed=5, mask=half(net), folder=folder)
+        minimize(net, loss, fused(), seed=5, mask=half(net), folder=folder)
         return net
 
     def killed(_):

@@ -8,8 +8,8 @@ from erasure.core.errors import DivergedError, MaskError, OptionError, RunError
 from erasure.core.run_dir import read_log
 from erasure.formats.safetensors_io import read_tensors
 from erasure.saliency.mask import Mask
-from erasure.training.loop import LoopSettings, optimise
-from erasure.training.masked_parameters import FreeWeights, opened, packed, put, taken
+from erasure.training.loop import TrainingConfig, minimize
+from erasure.training.masked_parameters import MaskedParameters, opened, packed, put, taken
 
 OPTIMISERS = [("sgd", 0.0), ("sgd", 0.1), ("adam", 0.0), ("adam", 0.1), ("adamw", 0.1)]
 
@@ -37,7 +37,7 @@ def regression(net, parts=None):
 
 
 def settings(**changes):
-    return LoopSettings(**{"steps": 12, "learning_rate": 0.05, "checkpoint_every": 4, **changes})
+    return TrainingConfig(**{"steps": 12, "learning_rate": 0.05, "checkpoint_every": 4, **changes})
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -47,7 +47,7 @@ def test_held_weights_keep_every_bit(optimizer, decay, listed, monkeypatch):
     net = network()
     net[0].bias.data[0] = -0.0
     mask, before = half(net), {n: p.detach().clone() for n, p in net.named_parameters()}
-    optimise(net, regression(net), settings(optimizer=optimizer, weight_decay=decay), seed=0, mask=mask)
+    minimize(net, regression(net), settings(optimizer=optimizer, weight_decay=decay), seed=0, mask=mask)
     for name, after in net.named_parameters():
         held = ~mask.tensors[name]
         assert after.detach()[held].view(torch.int32).equal(before[name][held].view(torch.int32))
@@ -59,13 +59,13 @@ def test_free_weights_move_as_if_the_gradient_had_been_masked(optimizer, decay):
     """The compact copies give what a textbook loop gives that multiplies gradients by the mask."""
     net, reference = network(), network()
     mask = half(net)
-    optimise(net, regression(net), settings(optimizer=optimizer, weight_decay=decay, clip_norm=0.1), seed=3, mask=mask)
+    minimize(net, regression(net), settings(optimizer=optimizer, weight_decay=decay, clip_norm=0.1), seed=3, mask=mask)
     kinds = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     extra = {"momentum": 0.9} if optimizer == "sgd" else {}
     inner = kinds[optimizer](reference.parameters(), lr=0.05, weight_decay=decay, **extra)
     original = {n: p.detach().clone() for n, p in reference.named_parameters()}
     captured = []
-    optimise(
+    minimize(
         network(),
         lambda step: captured.append(step.generator.initial_seed()) or regression(net)(step),
         settings(),
@@ -90,7 +90,7 @@ def test_the_norm_can_be_taken_before_the_mask():
     for before in (False, True):
         net = network()
         mask = half(net, 0.1)
-        outcome = optimise(
+        outcome = minimize(
             net, regression(net), settings(steps=1, clip_before_mask=before, clip_norm=1e9), seed=0, mask=mask
         )
         results.append(outcome.records[0]["grad_norm"])
@@ -100,13 +100,13 @@ def test_the_norm_can_be_taken_before_the_mask():
 def test_tensors_without_free_weights_ask_for_no_gradient():
     net = network()
     tensors = {n: torch.full(p.shape, n.startswith("2"), dtype=torch.bool) for n, p in net.named_parameters()}
-    free = FreeWeights(net, Mask(tensors))
+    free = MaskedParameters(net, Mask(tensors))
     assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
     assert sum(p.numel() for p in free.parameters) == 18
     free.release()
     assert all(p.requires_grad for p in net.parameters())
     with pytest.raises(OptionError, match="no weight may move"):
-        FreeWeights(net, Mask({n: torch.zeros(p.shape, dtype=torch.bool) for n, p in net.named_parameters()}))
+        MaskedParameters(net, Mask({n: torch.zeros(p.shape, dtype=torch.bool) for n, p in net.named_parameters()}))
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -124,7 +124,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, masked, optimizer, di
 
         chosen = settings(optimizer=optimizer, ema_decay=0.9)
         where = {"folder": folder, "fingerprint": "f"}
-        return net, optimise(net, regression(net), chosen, seed=5, mask=mask, on_step=on_step, **where)
+        return net, minimize(net, regression(net), chosen, seed=5, mask=mask, on_step=on_step, **where)
 
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
@@ -137,7 +137,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, masked, optimizer, di
     steps = [record["step"] for record in read_log(tmp_path / "killed" / "log.jsonl")]
     assert steps == list(range(12)) == [record["step"] for record in two.records]
     with pytest.raises(RunError, match="other settings"):
-        optimise(network(), regression(network()), settings(), seed=5, folder=tmp_path / "killed", fingerprint="g")
+        minimize(network(), regression(network()), settings(), seed=5, folder=tmp_path / "killed", fingerprint="g")
 
 
 @pytest.mark.parametrize("options", [{}, {"lean_optimizer": True}, {"clip_before_mask": True}])
@@ -147,7 +147,7 @@ def test_accumulation_equals_the_whole_batch(masked, options):
     for accumulate in (1, 8):
         net = network()
         chosen = settings(accumulate=accumulate, optimizer="sgd", **options)
-        optimise(net, regression(net), chosen, seed=0, mask=half(net) if masked else None)
+        minimize(net, regression(net), chosen, seed=0, mask=half(net) if masked else None)
         results.append(list(net.parameters()))
     for one, eight in zip(*results, strict=True):
         torch.testing.assert_close(one, eight, rtol=1e-4, atol=1e-6)
@@ -158,7 +158,7 @@ def test_no_gradient_is_left_in_the_network_and_no_hook(dense):
     net = network()
     mask = every_other(net)
     mask.tensors["0.bias"].zero_()
-    free = FreeWeights(net, mask, norm_over_all=dense)
+    free = MaskedParameters(net, mask, norm_over_all=dense)
     net(torch.randn(3, 4)).sum().backward()
     assert sum(p.grad is not None for p in net.parameters()) == (4 if dense else 0)
     free.collect()
@@ -176,12 +176,12 @@ def test_divergence_goes_back_to_the_last_good_weights(tmp_path):
         return {"loss": value * (math.inf if step.index == 7 else 1.0)}
 
     with pytest.raises(DivergedError, match=r"diverged at step 7 .* those of step 4") as caught:
-        optimise(net, loss, settings(), seed=0, folder=tmp_path)
+        minimize(net, loss, settings(), seed=0, folder=tmp_path)
     assert caught.value.step == 4
     saved, _ = read_tensors(tmp_path / "checkpoint.safetensors")
     assert all(p.equal(saved[f"network/{n}"]) for n, p in net.named_parameters())
     reference = network()
-    optimise(reference, regression(reference), settings(steps=4), seed=0)
+    minimize(reference, regression(reference), settings(steps=4), seed=0)
     for one, other in zip(net.parameters(), reference.parameters(), strict=True):
         assert one.equal(other)
 
@@ -189,7 +189,7 @@ def test_divergence_goes_back_to_the_last_good_weights(tmp_path):
 def test_an_unbounded_loss_stops_at_its_limit():
     net = network()
     with pytest.raises(DivergedError) as caught:
-        optimise(
+        minimize(
             net, lambda step: {"loss": -regression(net)(step)["loss"]}, settings(steps=5000, learning_rate=1.0), seed=0
         )
     assert caught.value.step == 0
@@ -201,7 +201,7 @@ def test_the_callers_random_state_and_the_networks_flags_are_kept():
     torch.manual_seed(11)
     expected = torch.rand(1)
     torch.manual_seed(11)
-    optimise(net, regression(net), settings(), seed=0, trains=lambda name: name.startswith("2"))
+    minimize(net, regression(net), settings(), seed=0, trains=lambda name: name.startswith("2"))
     assert torch.rand(1).equal(expected)
     assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]
     assert all(p.grad is None for p in net.parameters())
@@ -219,7 +219,7 @@ def test_bfloat16_autocast_stays_close_to_float32():
     losses = []
     for precision in ("float32", "bf16"):
         net = network()
-        losses.append(optimise(net, regression(net), settings(precision=precision), seed=0).records[-1]["loss"])
+        losses.append(minimize(net, regression(net), settings(precision=precision), seed=0).records[-1]["loss"])
         assert all(p.dtype == torch.float32 for p in net.parameters())
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
 
@@ -227,17 +227,17 @@ def test_bfloat16_autocast_stays_close_to_float32():
 def test_a_foreign_mask_and_bad_settings_are_refused():
     net = network()
     with pytest.raises(MaskError):
-        optimise(net, regression(net), settings(), seed=0, mask=Mask({"x": torch.ones(1, dtype=torch.bool)}))
+        minimize(net, regression(net), settings(), seed=0, mask=Mask({"x": torch.ones(1, dtype=torch.bool)}))
     for bad in ({"steps": -1}, {"accumulate": 0}, {"checkpoint_every": 0}, {"optimizer": "lion"}):
         with pytest.raises(OptionError):
-            optimise(net, regression(net), settings(**bad), seed=0)
+            minimize(net, regression(net), settings(**bad), seed=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_divergence_in_bfloat16_names_the_other_format(precision):
     net = network()
     with pytest.raises(DivergedError) as caught:
-        optimise(
+        minimize(
             net, lambda step: {"loss": net(torch.ones(1, 4)).sum() * torch.nan}, settings(precision=precision), seed=0
         )
     assert ("or use --precision float32" in str(caught.value)) == (precision == "bf16")
@@ -264,7 +264,7 @@ def test_packed_bits_say_what_booleans_say(shape):
 def test_between_lean_steps_no_value_is_held_twice():
     net = network()
     mask = every_other(net)
-    free = FreeWeights(net, mask, lean=True)
+    free = MaskedParameters(net, mask, lean=True)
     optimizer = torch.optim.Adam(free.parameters, fused=True)
     for _ in range(2):
         net(torch.randn(3, 4)).square().sum().backward()
@@ -281,7 +281,7 @@ def test_an_unused_tensor_gets_no_gradient_and_does_not_move(masked):
     for lean in (False, True):
         net = nn.ModuleDict({"used": nn.Linear(3, 3), "unused": nn.Linear(3, 3)})
         before = net["unused"].weight.detach().clone()
-        free = FreeWeights(net, every_other(net) if masked else None, lean=lean)
+        free = MaskedParameters(net, every_other(net) if masked else None, lean=lean)
         optimizer = torch.optim.AdamW(free.parameters, weight_decay=0.5, fused=True)
         net["used"](torch.randn(2, 3)).sum().backward()
         assert [p.grad is None for p in free.parameters] == [False, False, True, True]

@@ -14,8 +14,8 @@ from erasure.core.errors import NotApplicableError, OptionError
 from erasure.methods.base import Job
 from erasure.models.base import recomputed_activations
 from erasure.saliency.mask import Mask
-from erasure.training.loop import LoopSettings, optimise
-from erasure.training.memory import Counts, count, described, estimate, measured_peak
+from erasure.training.loop import TrainingConfig, minimize
+from erasure.training.memory import WeightCounts, count, described, estimate, measured_peak
 from tests.conftest import state_of, tiny
 from tests.training.test_loop import half, network, regression, settings
 from tests.training.test_shared_teacher import random_mask
@@ -64,8 +64,8 @@ def test_a_lean_optimiser_changes_no_bit(optimizer, masked, accumulate, before, 
     for lean in (False, True):
         net = network()
         chosen = settings(optimizer=optimizer, weight_decay=0.1, clip_norm=0.1, accumulate=accumulate)
-        chosen = LoopSettings(**{**vars(chosen), "lean_optimizer": lean, "clip_before_mask": before})
-        outcome = optimise(net, regression(net), chosen, seed=3, mask=half(net) if masked else None)
+        chosen = TrainingConfig(**{**vars(chosen), "lean_optimizer": lean, "clip_before_mask": before})
+        outcome = minimize(net, regression(net), chosen, seed=3, mask=half(net) if masked else None)
         ends.append((list(net.parameters()), [record["grad_norm"] for record in outcome.records]))
         assert not any(
             parameter.equal(old) for parameter, old in zip(net.parameters(), network().parameters(), strict=True)
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_either_mode_continues_in_either(optimizer, first, secon
 
         folder.mkdir(exist_ok=True)
         chosen = settings(optimizer=optimizer, lean_optimizer=lean, accumulate=2)
-        optimise(net, regression(net), chosen, seed=5, mask=half(net), on_step=on_step, folder=folder)
+        minimize(net, regression(net), chosen, seed=5, mask=half(net), on_step=on_step, folder=folder)
         return list(net.parameters())
 
     whole = run(tmp_path / "whole", first)
@@ -166,11 +166,11 @@ def test_the_estimate_of_stable_diffusion():
 
 def test_counts():
     net = network()
-    assert count(net) == Counts(58, 58, 0, 0, 32)
+    assert count(net) == WeightCounts(58, 58, 0, 0, 32)
     tensors = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in net.named_parameters()}
     tensors["0.weight"][0] = False
-    assert count(net, Mask(tensors)) == Counts(58, 54, 32, 28, 28)
-    assert count(net, Mask(tensors), lambda name: name.startswith("0")) == Counts(58, 36, 32, 28, 28)
+    assert count(net, Mask(tensors)) == WeightCounts(58, 54, 32, 28, 28)
+    assert count(net, Mask(tensors), lambda name: name.startswith("0")) == WeightCounts(58, 36, 32, 28, 28)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_what_is_not_given_follows_memory():
 def test_eight_bits_need_their_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(OptionError, match="--optimizer adamw8bit needs bitsandbytes: pip install"):
-        optimise(network(), lambda step: {}, settings(optimizer="adamw8bit"), seed=0)
+        minimize(network(), lambda step: {}, settings(optimizer="adamw8bit"), seed=0)
 
 
 def test_the_peak_of_a_block_is_what_it_held_at_most():

@@ -8,7 +8,7 @@ from erasure.core import registry
 from erasure.data import Batches
 from erasure.methods.base import Job
 from erasure.saliency.mask import Mask
-from erasure.training.loop import LoopSettings, optimise
+from erasure.training.loop import TrainingConfig, minimize
 from erasure.training.shared_teacher import SharedTeacher, shared_teacher
 from tests.conftest import RECIPES, state_of, tiny
 
@@ -45,23 +45,23 @@ def test_it_answers_as_a_frozen_copy_at_every_step(kind, free, digits, tmp_path)
         frozen, (twin, _) = student.frozen(), shared_teacher(student, mask, trains)
         student.network.train()
         with torch.no_grad():
-            expected = frozen.answer(inputs)
+            expected = frozen.prediction(inputs)
 
         def loss(step):
-            assert twin.answer(inputs).equal(expected)
-            value = student.answer(inputs)
-            assert twin.answer(inputs).equal(expected)  # between a forward and its backward pass
+            assert twin.prediction(inputs).equal(expected)
+            value = student.prediction(inputs)
+            assert twin.prediction(inputs).equal(expected)  # between a forward and its backward pass
             return {"loss": (value - 1).square().mean()}
 
         def on_step(done):
             if done == dies:
                 raise KeyboardInterrupt
             with torch.no_grad():
-                assert not student.answer(inputs).equal(expected)
+                assert not student.prediction(inputs).equal(expected)
             return {}
 
-        settings = LoopSettings(steps=steps, learning_rate=0.05, checkpoint_every=1)
-        optimise(student.network, loss, settings, seed=0, mask=mask, trains=trains, folder=tmp_path, on_step=on_step)
+        settings = TrainingConfig(steps=steps, learning_rate=0.05, checkpoint_every=1)
+        minimize(student.network, loss, settings, seed=0, mask=mask, trains=trains, folder=tmp_path, on_step=on_step)
 
     with pytest.raises(KeyboardInterrupt):
         train(4, dies=3)

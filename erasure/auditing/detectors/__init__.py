@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from erasure.auditing.detectors.base import Box, Detector, Found
+from erasure.auditing.detectors.base import Box, Detection, Detector
 from erasure.core import registry
 
-__all__ = ["Box", "Detector", "Found", "open_detector"]
+__all__ = ["Box", "Detection", "Detector", "open_detector"]
 
 
 def open_detector(name: str, given: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> Detector:

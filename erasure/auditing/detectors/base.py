@@ -28,7 +28,7 @@ class Box(NamedTuple):
     h: float
 
 
-class Found(NamedTuple):
+class Detection(NamedTuple):
     """One image: the largest score of each class, (k,) float32 before any threshold, and boxes or None.
 
     Boxes are those above the detector's own threshold, best first; None means that it does not locate.
@@ -88,10 +88,10 @@ class Detector(ABC):
         """What decides a score, as plain values; where a file lies does not."""
 
     @abstractmethod
-    def _found(self, images: Sequence[np.ndarray]) -> list[Found]:
+    def _found(self, images: Sequence[np.ndarray]) -> list[Detection]:
         """What is in each of these images, which have been checked."""
 
-    def detect(self, images: Sequence[np.ndarray]) -> list[Found]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detection]:
         """What is in each image: uint8 RGB arrays (h, w, 3), whose sizes may differ.
 
         Raises DataError for anything else, and then nothing is said of any of them.
@@ -117,11 +117,11 @@ class Scorer(Detector):
     def _scores(self, images: np.ndarray) -> np.ndarray:
         """Scores (n, k) of uint8 images (n, h, w, 3)."""
 
-    def _found(self, images: Sequence[np.ndarray]) -> list[Found]:
+    def _found(self, images: Sequence[np.ndarray]) -> list[Detection]:
         sizes: dict[tuple[int, ...], list[int]] = {}
         for i, image in enumerate(images):
             sizes.setdefault(image.shape, []).append(i)
         scores = np.empty((len(images), len(self.classes)), np.float32)
         for places in sizes.values():
             scores[places] = self._scores(np.stack([images[i] for i in places]))
-        return [Found(row, None) for row in scores]
+        return [Detection(row, None) for row in scores]

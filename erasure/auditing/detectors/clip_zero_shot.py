@@ -15,7 +15,7 @@ from torch import nn
 
 from erasure.auditing.detectors.base import Scorer
 from erasure.core.errors import OptionError
-from erasure.evaluation.classifiers import OBJECT, PROMPTS, ZeroShotJudge
+from erasure.evaluation.classifiers import OBJECT, PROMPTS, ZeroShotLabeler
 from erasure.evaluation.features.clip import clip_image_features, clip_text_features, load_clip
 
 SCALE = 100.0  # the temperature that CLIP was trained to
@@ -42,17 +42,17 @@ class ClipZeroShot(Scorer):
         if not self.core:
             raise OptionError("detector clip_zero_shot needs `labels`: the concept's words, separated by commas")
         wanted = {options.domain: (*self.core, *_listed(options.others))}
-        self._judge = ZeroShotJudge(f"clip:{options.model}", load_clip(options.model, device), wanted)
-        self.classes = self._judge.domains[options.domain]
+        self._labeler = ZeroShotLabeler(f"clip:{options.model}", load_clip(options.model, device), wanted)
+        self.classes = self._labeler.domains[options.domain]
         prompt = PROMPTS.get(options.domain, "{}")
-        text = clip_text_features(self._judge.model, [prompt.format(word) for word in self.classes])
+        text = clip_text_features(self._labeler.model, [prompt.format(word) for word in self.classes])
         self._text = nn.functional.normalize(text.double())
 
     def _identity(self) -> dict[str, Any]:
-        return {"weights": self._judge.hash, "scale": SCALE}
+        return {"weights": self._labeler.hash, "scale": SCALE}
 
     def _scores(self, images: np.ndarray) -> np.ndarray:
-        features = nn.functional.normalize(clip_image_features(self._judge.model, images).double())
+        features = nn.functional.normalize(clip_image_features(self._labeler.model, images).double())
         return (SCALE * features @ self._text.T).softmax(dim=1).numpy()
 
 

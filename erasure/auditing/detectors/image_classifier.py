@@ -17,7 +17,7 @@ from torch import Tensor
 from erasure.auditing.detectors.base import Scorer
 from erasure.core.errors import ModelError, OptionError
 from erasure.data.images import to_float
-from erasure.evaluation.classifiers import NOTHING, OwnJudge, StockJudge, judge_of
+from erasure.evaluation.classifiers import NOTHING, OwnLabeler, TransformersLabeler, open_labeler
 
 
 class ImageClassifier(Scorer):
@@ -42,18 +42,18 @@ class ImageClassifier(Scorer):
             raise OptionError(
                 f"{options.model} is no image classifier: for a CLIP there is the detector clip_zero_shot"
             )
-        judge = judge_of(options.model, (), device)
-        assert isinstance(judge, OwnJudge | StockJudge)
-        self._judge = judge
-        self._names = _names(judge)
+        labeler = open_labeler(options.model, (), device)
+        assert isinstance(labeler, OwnLabeler | TransformersLabeler)
+        self._labeler = labeler
+        self._names = _names(labeler)
         self.classes = tuple(dict.fromkeys(name for block in self._names for name in block if name))
-        if isinstance(judge, OwnJudge) and judge.model.info["channels"] != 3:
+        if isinstance(labeler, OwnLabeler) and labeler.model.info["channels"] != 3:
             raise ModelError(
-                f"{options.model} reads {judge.model.info['channels']} channel: a detector is shown colour"
+                f"{options.model} reads {labeler.model.info['channels']} channel: a detector is shown colour"
             )
 
     def _identity(self) -> dict[str, Any]:
-        return {"weights": self._judge.hash}
+        return {"weights": self._labeler.hash}
 
     def _scores(self, images: np.ndarray) -> np.ndarray:
         place = {name: i for i, name in enumerate(self.classes)}
@@ -68,24 +68,24 @@ class ImageClassifier(Scorer):
 
     def _blocks(self, images: np.ndarray) -> list[Tensor]:
         """Logits (n, labels) of each aspect, or the only ones."""
-        if isinstance(self._judge, StockJudge):
-            return [self._judge.look(images)[0]]
-        model = self._judge.model
+        if isinstance(self._labeler, TransformersLabeler):
+            return [self._labeler.look(images)[0]]
+        model = self._labeler.model
         logits, _ = model.describe(to_float(images))
         return list(model.blocks(logits).values()) if model.aspects else [logits]
 
 
-def _names(judge: OwnJudge | StockJudge) -> list[list[str]]:
+def _names(labeler: OwnLabeler | TransformersLabeler) -> list[list[str]]:
     """What each label of each block is called, "" where it says that nothing is there.
 
     Of "church, church building" that is the first name, unless another label begins with it too.
     """
-    if isinstance(judge, OwnJudge):
-        aspects = judge.model.aspects
+    if isinstance(labeler, OwnLabeler):
+        aspects = labeler.model.aspects
         if not aspects:
-            return [list(judge.model.class_names)]
+            return [list(labeler.model.class_names)]
         return [["" if name == NOTHING else name for name in told.names] for told in aspects.values()]
-    config = judge.network.config
+    config = labeler.network.config
     labels = [str(config.id2label[i]) for i in range(config.num_labels)]
     first = [label.split(",")[0].strip() for label in labels]
     times = Counter(name.casefold() for name in first)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from erasure.auditing.detectors.base import Box, Detector, Found
+from erasure.auditing.detectors.base import Box, Detection, Detector
 from erasure.core.errors import ModelError, OptionError
 
 BATCH_SIZE = 4  # images a run of the network: from two on it takes as long for each, and memory grows
@@ -76,19 +76,19 @@ class NudeNet(Detector):
         shown = {name: getattr(self.options, name) for name in ("resolution", "channel_order", "nms")}
         return {"weights": weights, **shown}
 
-    def _found(self, images: Sequence[np.ndarray]) -> list[Found]:
+    def _found(self, images: Sequence[np.ndarray]) -> list[Detection]:
         parts = [images[i : i + self._batch_size] for i in range(0, len(images), self._batch_size)]
         if self.options.threads == 1 or len(parts) == 1:
             return [found for part in parts for found in self._part(part)]
         with ThreadPoolExecutor(self.options.threads) as pool:  # the session may run in several threads at once
             return [found for part in pool.map(self._part, parts) for found in part]
 
-    def _part(self, images: Sequence[np.ndarray]) -> list[Found]:
+    def _part(self, images: Sequence[np.ndarray]) -> list[Detection]:
         (output,) = self.session.run(None, {self._input: self._shown(images)})
         scores = output[:, 4:].max(axis=2)
         resolution, nms = self.options.resolution, self.options.nms
         return [
-            Found(scores[i], boxes_of(output[i], image.shape[0], image.shape[1], resolution, nms))
+            Detection(scores[i], boxes_of(output[i], image.shape[0], image.shape[1], resolution, nms))
             for i, image in enumerate(images)
         ]
 

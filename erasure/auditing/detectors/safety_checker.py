@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from erasure.auditing.detectors.base import Scorer
-from erasure.evaluation.features.clip import BATCH_SIZE, Reading, hash_of, load_network, local_folder
+from erasure.evaluation.features.clip import BATCH_SIZE, ImagePreprocessor, hash_of, load_network, local_folder
 
 CONCEPTS, SPECIAL = 17, 3
 RAISED = 0.01
@@ -45,7 +45,7 @@ class SafetyChecker(Scorer):
         super().__init__(options, device)
         weights, reading = _folders(local_folder(options.model))
         self.network = load_network(StableDiffusionSafetyChecker, weights).to(device)
-        self.reading = Reading.of(reading)
+        self.reading = ImagePreprocessor.of(reading)
 
     def _identity(self) -> dict[str, Any]:
         return {"weights": hash_of(self.network, self.reading)}

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.data.forget_sets import by_sample
 from erasure.data.task import CLASS
-from erasure.erasing.targets.base import Subject, Wanted
-from erasure.erasing.targets.classes import Classes
-from erasure.erasing.targets.concept import Words
-from erasure.erasing.targets.samples import Samples
+from erasure.erasing.targets.base import ForgetTarget, TargetSpec
+from erasure.erasing.targets.classes import ClassTarget
+from erasure.erasing.targets.concept import ConceptTarget
+from erasure.erasing.targets.samples import SampleTarget
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts import safety_filter
@@ -24,7 +24,7 @@ from erasure.prompts.concept import Concept, from_words, load_concept
 __all__ = ["Subject", "Wanted", "recorded", "subject_of"]
 
 
-def subject_of(model: Model, wanted: Wanted, seed: int = 0) -> Subject:
+def target_of(model: Model, wanted: TargetSpec, seed: int = 0) -> ForgetTarget:
     """The subject that was asked for, as the model's family understands it."""
     if not isinstance(model, StableDiffusion):
         return _of_data(model, wanted, seed)
@@ -43,26 +43,26 @@ def subject_of(model: Model, wanted: Wanted, seed: int = 0) -> Subject:
         concept = from_words(wanted.forget.removeprefix(CLASS), wanted.anchor, wanted.retain)
     safety_filter.check(concept.table())
     for line in concept.described():
-        tell(line)
-    return Words(model, concept, wanted, seed)
+        log_user(line)
+    return ConceptTarget(model, concept, wanted, seed)
 
 
-def recorded(model: Model, settings: Mapping[str, Any]) -> Subject:
+def recorded_target(model: Model, settings: Mapping[str, Any]) -> ForgetTarget:
     """The subject of a run.json."""
     where = {key: settings[key] for key in ("data", "data_dir", "image_size")}
     if "concept" not in settings:
-        subject = _of_data(model, Wanted(forget=settings["forget"], **where), settings.get("seed", 0))
-        if subject.settings.get("forget_ids") != settings.get("forget_ids"):
+        target = _of_data(model, TargetSpec(forget=settings["forget"], **where), settings.get("seed", 0))
+        if target.settings.get("forget_ids") != settings.get("forget_ids"):
             raise OptionError(
                 f"--forget {settings['forget']} no longer names the samples of the run: they have changed"
             )
-        return subject
+        return target
     if not isinstance(model, StableDiffusion):
         raise OptionError(f"the run erases a concept in words, {model.source} is a {model.family} model")
-    wanted = Wanted(material=settings["material"], **where)
-    return Words(model, Concept.from_json(settings["concept"]), wanted, settings["material_seed"])
+    wanted = TargetSpec(training_images=settings["training_images"], **where)
+    return ConceptTarget(model, Concept.from_json(settings["concept"]), wanted, settings["training_images_seed"])
 
 
-def _of_data(model: Model, wanted: Wanted, seed: int) -> Subject:
+def _of_data(model: Model, wanted: TargetSpec, seed: int) -> ForgetTarget:
     """Single samples, or classes."""
-    return Samples(model, wanted, seed) if by_sample(wanted.forget) else Classes(model, wanted)
+    return SampleTarget(model, wanted, seed) if by_sample(wanted.forget) else ClassTarget(model, wanted)

@@ -12,19 +12,19 @@ from erasure.core.errors import ModelError, OptionError
 from erasure.core.files import read_json
 from erasure.data import Dataset
 from erasure.data.task import Task
-from erasure.evaluation.outputs import Evidence
-from erasure.evaluation.settings import Judging
+from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import Model, shipped_folder, shipped_names
 
-Look = Callable[[Model], Mapping[str, float]]
+Probe = Callable[[Model], Mapping[str, float]]
 PROBED = 32  # forget images of a look during training, and as many retain images
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetSpec:
     """What was asked to be forgotten: classes or samples of the data, or, for text-to-image models, words or a concept.
 
-    `material` are those fields of MaterialSettings that were asked for; the rest follow the model's card.
+    `training_images` are those fields of TrainingImageOptions that were asked for; the rest follow the model's card.
     """
 
     forget: str | None = None
@@ -34,10 +34,10 @@ class Wanted:
     concept: str | None = None
     anchor: str | None = None
     retain: str | None = None
-    material: Mapping[str, Any] = field(default_factory=dict)
+    training_images: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Subject(ABC):
+class ForgetTarget(ABC):
     """A task with its samples and its evidence."""
 
     task: Task
@@ -73,16 +73,16 @@ class Subject(ABC):
 
     @abstractmethod
     def evidence(
-        self, model: Model, judging: Judging, folder: Path | None, original: Evidence | None = None
-    ) -> Evidence:
+        self, model: Model, evaluation: EvaluationConfig, folder: Path | None, original: ModelOutputs | None = None
+    ) -> ModelOutputs:
         """Evidence whose samples lie in `folder`, or, for a model that does not change, in the user's cache."""
 
     @abstractmethod
-    def look(self, model: Model, judging: Judging) -> Look:
+    def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
         """What is looked at during training: UA and RA over few samples, in percent."""
 
     @abstractmethod
-    def check_judge(self, judging: Judging) -> None:
+    def check_labeler(self, evaluation: EvaluationConfig) -> None:
         """Raise what is wrong with the judge before anything is written."""
 
     @abstractmethod

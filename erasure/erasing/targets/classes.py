@@ -10,30 +10,30 @@ import numpy as np
 
 from erasure.core.distributed import device
 from erasure.core.errors import DataError, NotApplicableError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset, load_dataset, placed
 from erasure.data.forget_sets import forget_ids, mislabelled
 from erasure.data.task import Task
-from erasure.erasing.targets.base import PROBED, Look, Subject, Wanted, shipped_classifier
-from erasure.evaluation.outputs import Evidence, probe
-from erasure.evaluation.settings import Judging
+from erasure.erasing.targets.base import PROBED, ForgetTarget, Probe, TargetSpec, shipped_classifier
+from erasure.evaluation.outputs import ModelOutputs, probe
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import DiffusionModel, Model, load_family
 from erasure.models.classifier import Classifier
 from erasure.models.guidance import KEY as STEERING
 from erasure.sampling.draw import DRAWING
 
 
-class Classes(Subject):
+class ClassTarget(ForgetTarget):
     """Classes of the data set that a model was trained on."""
 
-    def __init__(self, model: Model, wanted: Wanted) -> None:
+    def __init__(self, model: Model, wanted: TargetSpec) -> None:
         for flag in ("concept", "anchor", "retain"):
             if getattr(wanted, flag):
                 raise NotApplicableError(
                     f"--{flag} is for text-to-image models: {model.source} knows classes, so give --forget with classes"
                 )
-        self.source = Source.of(model, wanted)
+        self.source = DataSource.of(model, wanted)
         self._dataset = data_of(model, self.source)
         names, gone = self._dataset.class_names, model.erased_classes
         self.task = Task.of_classes(wanted.forget, names, gone) if wanted.forget is not None else Task(names, (), gone)
@@ -87,56 +87,56 @@ class Classes(Subject):
         """Nothing to do: labels mean the same to every copy."""
 
     def evidence(
-        self, model: Model, judging: Judging, folder: Path | None, original: Evidence | None = None
-    ) -> Evidence:
+        self, model: Model, evaluation: EvaluationConfig, folder: Path | None, original: ModelOutputs | None = None
+    ) -> ModelOutputs:
         """Samples of every class, or a classifier's answers."""
         if folder is None:
-            settings = {**model.info.get("sampling", {}), **judging.samples.overrides()}
-            about = {"version": DRAWING, "model": model.hash, "seed": judging.sample_seed, **settings}
+            settings = {**model.info.get("sampling", {}), **evaluation.samples.overrides()}
+            about = {"version": DRAWING, "model": model.hash, "seed": evaluation.sample_seed, **settings}
             key = fingerprint(about | ({STEERING: model.info[STEERING]} if STEERING in model.info else {}))
             folder = cache_folder() / "samples" / key[:32]
         dataset, ids = self._dataset, None
         if self.task.samples or self._erased.any():  # what was erased before is on neither side
             dataset = dataset.at(self.forgotten | self.kept)
             ids = np.flatnonzero(self.forgotten[self.forgotten | self.kept]) if self.task.samples else None
-        return Evidence(
+        return ModelOutputs(
             model,
             self.task,
             dataset,
             folder,
-            classifier=None if isinstance(model, Classifier) else held_classifier(judging.classifier, self._dataset),
+            classifier=None if isinstance(model, Classifier) else held_classifier(evaluation.classifier, self._dataset),
             original=original,
-            settings=judging.samples,
-            seed=judging.sample_seed,
-            inception=judging.inception,
-            clip=judging.clip,
-            dinov2=judging.dinov2,
+            settings=evaluation.samples,
+            seed=evaluation.sample_seed,
+            inception=evaluation.inception,
+            clip=evaluation.clip,
+            dinov2=evaluation.dinov2,
             forget_ids=ids,
             test=lambda: self.test_data,
         )
 
-    def look(self, model: Model, judging: Judging) -> Look:
+    def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
         """32 forget and 32 retain images in 20 denoising steps."""
-        judge = held_classifier(judging.classifier, self._dataset)
-        if judge is None or not isinstance(model, DiffusionModel) or not model.conditional:
+        labeler = held_classifier(evaluation.classifier, self._dataset)
+        if labeler is None or not isinstance(model, DiffusionModel) or not model.conditional:
             raise NotApplicableError("--probe-every needs a class-conditional generator and a classifier of its data")
         seeds = {
-            label: [derive(judging.sample_seed, "probe", label, i) for i in range(max(1, PROBED // len(group)))]
+            label: [derive_seed(evaluation.sample_seed, "probe", label, i) for i in range(max(1, PROBED // len(group)))]
             for group in (self.task.forget, self.task.retain)
             for label in group
         }
-        return lambda moving: probe(moving, self.task, judge, seeds, steps=20)  # type: ignore[arg-type]
+        return lambda moving: probe(moving, self.task, labeler, seeds, steps=20)  # type: ignore[arg-type]
 
-    def check_judge(self, judging: Judging) -> None:
+    def check_labeler(self, evaluation: EvaluationConfig) -> None:
         """The classifier knows the data's classes."""
-        held_classifier(judging.classifier, self._dataset)
+        held_classifier(evaluation.classifier, self._dataset)
 
     def mark(self, info: dict[str, Any]) -> None:
         """A later erasure does not retain these classes."""
         info["erased_classes"] = sorted({*info.get("erased_classes", ()), *self.task.forget})
 
 
-class Source(NamedTuple):
+class DataSource(NamedTuple):
     """Where the data of a model lies, and whether it is that which the model records as its own."""
 
     spec: str
@@ -145,7 +145,7 @@ class Source(NamedTuple):
     same: bool
 
     @classmethod
-    def of(cls, model: Model, wanted: Wanted) -> Source:
+    def of(cls, model: Model, wanted: TargetSpec) -> DataSource:
         """The data as asked for, or as the model records it; raises DataError when neither says which."""
         noted = model.info.get("recipe") or {}
         spec = wanted.data or noted.get("data") or model.info.get("data")
@@ -156,7 +156,7 @@ class Source(NamedTuple):
         return cls(spec, directory, wanted.image_size or (noted.get("image_size") if same else None), same)
 
 
-def data_of(model: Model, source: Source) -> Dataset:
+def data_of(model: Model, source: DataSource) -> Dataset:
     """The training data to forget and to retain, as the model was shown it: so many images, these labels wrong.
 
     Raises DataError when model and data know different classes, or images of another shape.
@@ -182,7 +182,7 @@ def data_of(model: Model, source: Source) -> Dataset:
     return dataset
 
 
-def erased_before(model: Model, source: Source, dataset: Dataset) -> np.ndarray:
+def erased_before(model: Model, source: DataSource, dataset: Dataset) -> np.ndarray:
     """Which samples single-sample erasures of this model name, (n,) booleans; they are not retained again."""
     gone = np.zeros(len(dataset), dtype=bool)
     recipe = model.info.get("recipe") or {}

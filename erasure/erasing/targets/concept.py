@@ -12,34 +12,34 @@ from typing import Any
 from erasure.core import config
 from erasure.core.distributed import device, shared_folder
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset, load_dataset, placed
-from erasure.erasing.targets.base import Look, Subject, Wanted, shipped_classifier
+from erasure.erasing.targets.base import ForgetTarget, Probe, TargetSpec, shipped_classifier
 from erasure.erasing.targets.generated_images import (
-    MaterialSettings,
+    TrainingImageOptions,
     images_in,
-    text_material,
     text_task,
+    text_training_images,
     warn_without_effect,
 )
-from erasure.evaluation.classifiers import Judge, judge_of
-from erasure.evaluation.outputs import Evidence
-from erasure.evaluation.prompt_outputs import TextEvidence
-from erasure.evaluation.settings import Judging
+from erasure.evaluation.classifiers import ImageLabeler, open_labeler
+from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.prompt_outputs import PromptOutputs
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts.concept import Concept
-from erasure.sampling.draw import DRAWING, SampleSettings
+from erasure.sampling.draw import DRAWING, SamplingOptions
 from erasure.training.latent_cache import Latents
 
 FEW = 20  # images of a look during training, of forget prompts and of retain prompts
 
 
-class Words(Subject):
+class ConceptTarget(ForgetTarget):
     """A concept in prompts, for a text-to-image model."""
 
-    def __init__(self, model: StableDiffusion, concept: Concept, wanted: Wanted, seed: int) -> None:
+    def __init__(self, model: StableDiffusion, concept: Concept, wanted: TargetSpec, seed: int) -> None:
         gone = {(domain, value) for domain, value in model.info.get("erased_values", ())}
         kept = tuple(row for row in concept.retain if not gone & set(row.shows))
         if not kept:
@@ -47,23 +47,25 @@ class Words(Subject):
         self.concept = replace(concept, retain=kept)
         self.task = text_task(self.concept)
         self._model, self._wanted, self._seed = model, wanted, seed
-        card = model.info.get("erase", {}).get("material", {})
-        self._material: MaterialSettings = config.build(MaterialSettings, "the material", card, wanted.material)
-        self._material.check()
+        card = model.info.get("erase", {}).get("training_images", {})
+        self._training_images: TrainingImageOptions = config.build(
+            TrainingImageOptions, "the training images", card, wanted.training_images
+        )
+        self._training_images.check()
 
     @property
     def settings(self) -> dict[str, Any]:
         """The concept whole, and where its images come from."""
-        material = asdict(self._material)
+        training_images = asdict(self._training_images)
         for key in ("forget_images", "retain_images"):
-            material[key] = str(Path(material[key]).resolve()) if material[key] else None
+            training_images[key] = str(Path(training_images[key]).resolve()) if training_images[key] else None
         return {
             "forget": self.concept.name,
             "concept": self.concept.as_json(),
-            "material": material,
+            "training_images": training_images,
             "images_hash": self._images_hash,
             "parts_hash": self._model.parts_hash,
-            "material_seed": self._seed,
+            "training_images_seed": self._seed,
             "data": placed(self._wanted.data),
             "data_dir": str(Path(self._wanted.data_dir).resolve()) if self._wanted.data_dir else None,
             "image_size": self._wanted.image_size,
@@ -72,7 +74,7 @@ class Words(Subject):
     @cached_property
     def _images_hash(self) -> dict[str, str | None]:
         """SHA-256 of the files in the folders of images that were given."""
-        return {name: _hash_of(getattr(self._material, name)) for name in ("forget_images", "retain_images")}
+        return {name: _hash_of(getattr(self._training_images, name)) for name in ("forget_images", "retain_images")}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -82,12 +84,12 @@ class Words(Subject):
     @cached_property
     def forget_data(self) -> Latents:
         """Those of the prompts to forget, which are not drawn before somebody asks."""
-        return text_material(self._bound, self.concept, self._material, self._seed, "forget")
+        return text_training_images(self._bound, self.concept, self._training_images, self._seed, "forget")
 
     @cached_property
     def retain_data(self) -> Latents:
         """Those of the prompts to retain."""
-        return text_material(self._bound, self.concept, self._material, self._seed, "retain")
+        return text_training_images(self._bound, self.concept, self._training_images, self._seed, "retain")
 
     @cached_property
     def _bound(self) -> StableDiffusion:
@@ -100,7 +102,7 @@ class Words(Subject):
     def prepare(self, model: Model) -> None:
         """Bind the prompts."""
         assert isinstance(model, StableDiffusion)
-        model.bind(self.task.class_names)
+        model.set_prompts(self.task.class_names)
 
     @cached_property
     def reference(self) -> Dataset:
@@ -111,67 +113,69 @@ class Words(Subject):
         return load_dataset(spec, "train", self._wanted.data_dir, self._wanted.image_size)
 
     def evidence(
-        self, model: Model, judging: Judging, folder: Path | None, original: Evidence | None = None
-    ) -> Evidence:
+        self, model: Model, evaluation: EvaluationConfig, folder: Path | None, original: ModelOutputs | None = None
+    ) -> ModelOutputs:
         """Images of the concept's prompts, and what a judge sees in them."""
         assert isinstance(model, StableDiffusion)
-        if model.conditions is None:
+        if model.prompt_embeddings is None:
             self.prepare(model)
-        settings = {**model.sampling, **model.info.get("sampling", {}), **judging.samples.overrides()}
+        settings = {**model.sampling, **model.info.get("sampling", {}), **evaluation.samples.overrides()}
         if folder is None:
             key = {"version": DRAWING, "model": model.hash, "parts": model.parts_hash, "prompts": self.task.class_names}
-            folder = cache_folder() / "samples" / fingerprint({**key, "seed": judging.sample_seed, **settings})[:32]
-        assert original is None or isinstance(original, TextEvidence)
-        return TextEvidence(
+            folder = cache_folder() / "samples" / fingerprint({**key, "seed": evaluation.sample_seed, **settings})[:32]
+        assert original is None or isinstance(original, PromptOutputs)
+        return PromptOutputs(
             model,
             self.concept,
             self.task,
             self.reference,
             folder,
-            judge=self.judge(judging),
+            labeler=self.labeler(evaluation),
             original=original,
-            settings=judging.samples,
-            seed=judging.sample_seed,
-            inception=judging.inception,
-            clip=judging.clip,
-            dinov2=judging.dinov2,
+            settings=evaluation.samples,
+            seed=evaluation.sample_seed,
+            inception=evaluation.inception,
+            clip=evaluation.clip,
+            dinov2=evaluation.dinov2,
         )
 
-    def judge(self, judging: Judging) -> Judge | None:
+    def labeler(self, evaluation: EvaluationConfig) -> ImageLabeler | None:
         """The judge that was named, or the shipped classifier of the model's data; None without either."""
         wanted = [pair for row in (*self.concept.forget, *self.concept.retain) for pair in row.shows]
-        given = judging.classifier or shipped_classifier(self._model.info.get("data"))
+        given = evaluation.classifier or shipped_classifier(self._model.info.get("data"))
         if given is None:
             return None
         if not wanted:
-            if judging.classifier:
-                tell(f"--classifier {given} is not used: the prompts do not say what they show (the column `shows`)")
+            if evaluation.classifier:
+                log_user(
+                    f"--classifier {given} is not used: the prompts do not say what they show (the column `shows`)"
+                )
             return None
-        return judge_of(given, wanted, device())
+        return open_labeler(given, wanted, device())
 
-    def look(self, model: Model, judging: Judging) -> Look:
+    def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
         """UA and IRA over some 20 images each, in ten denoising steps."""
-        judge = self.judge(judging)
-        if judge is None:
+        labeler = self.labeler(evaluation)
+        if labeler is None:
             raise NotApplicableError(
                 "--probe-every needs a judge: give --classifier, and prompts that say what they show"
             )
         single = [row for row in self.concept.retain if len({domain for domain, _ in row.shows}) == len(row.shows)]
         count = max(1, FEW // len(self.concept.forget))
         rows = (*self.concept.forget, *(single or self.concept.retain)[:: max(1, len(single) * count // FEW)])
-        settings = SampleSettings(num_images=count, num_inference_steps=10, sample_batch_size=64)
+        settings = SamplingOptions(num_images=count, num_inference_steps=10, sample_batch_size=64)
 
-        def look(moving: Model) -> Mapping[str, float]:
+        def probe(moving: Model) -> Mapping[str, float]:
             assert isinstance(moving, StableDiffusion)
             with shared_folder() as folder:
-                seen = TextEvidence(
+                seen = PromptOutputs(
                     moving,
                     self.concept,
                     self.task,
                     self.reference,
                     folder,
                     rows=rows,
-                    judge=judge,
+                    labeler=labeler,
                     settings=settings,
                     seed=1,
                 )
@@ -180,12 +184,12 @@ class Words(Subject):
                     "ra": 100 * float(seen.correct("retain").mean()),
                 }
 
-        return look
+        return probe
 
-    def check_judge(self, judging: Judging) -> None:
+    def check_labeler(self, evaluation: EvaluationConfig) -> None:
         """The judge knows what the prompts show; without one it is said that forgetting will not be measured."""
-        if self.judge(judging) is None:
-            tell(
+        if self.labeler(evaluation) is None:
+            log_user(
                 "note: nobody is there to judge, so forgetting will be shown in pictures but not measured: give "
                 "--classifier (a model, or clip:ID) and prompts that say what they show (a CSV with the column `shows`)"
             )

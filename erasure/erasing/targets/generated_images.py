@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from erasure.core.errors import DataError, OptionError
-from erasure.core.files import require_room
-from erasure.core.logging import tell
+from erasure.core.files import require_disk_space
+from erasure.core.logging import log_user
 from erasure.core.run_dir import cache_folder
 from erasure.data import Dataset
 from erasure.data.dataset import fit
@@ -25,14 +25,14 @@ from erasure.data.images import SUFFIXES, read_image
 from erasure.data.task import Task
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts.concept import Concept, Prompt
-from erasure.sampling.draw import SampleSettings, draw_for_training
+from erasure.sampling.draw import SamplingOptions, draw_for_training
 from erasure.training.latent_cache import Latents, encoded_once
 
 SAME = 1e-3  # predictions that differ by less than this share of their norm are the same
 
 
 @dataclass(frozen=True)
-class MaterialSettings:
+class TrainingImageOptions:
     """Where the images behind prompts come from."""
 
     forget_images: Annotated[str | None, "folder of images of the concept (default: the model draws them itself)"] = (
@@ -43,13 +43,15 @@ class MaterialSettings:
     )
     num_forget_images: Annotated[int, "images the model draws of the concept"] = 200
     num_retain_images: Annotated[int, "images the model draws of what is kept"] = 200
-    material_batch_size: Annotated[int, "images drawn at once for training"] = 8
-    material_inference_steps: Annotated[int | None, "denoising steps of the images drawn for training"] = None
+    training_image_batch_size: Annotated[int, "images drawn at once for training"] = 8
+    training_image_inference_steps: Annotated[int | None, "denoising steps of the images drawn for training"] = None
 
     def check(self) -> None:
         """Raise OptionError for a value outside its range."""
-        if min(self.num_forget_images, self.num_retain_images, self.material_batch_size) < 1:
-            raise OptionError("--num-forget-images, --num-retain-images and --material-batch-size must be at least 1")
+        if min(self.num_forget_images, self.num_retain_images, self.training_image_batch_size) < 1:
+            raise OptionError(
+                "--num-forget-images, --num-retain-images and --training-image-batch-size must be at least 1"
+            )
 
     @property
     def num_drawn(self) -> dict[str, int]:
@@ -57,10 +59,10 @@ class MaterialSettings:
         roles = ("forget", "retain")
         return {role: getattr(self, f"num_{role}_images") for role in roles if not getattr(self, f"{role}_images")}
 
-    def sampling(self) -> SampleSettings:
+    def sampling(self) -> SamplingOptions:
         """How the images are drawn."""
-        return SampleSettings(
-            num_inference_steps=self.material_inference_steps, sample_batch_size=self.material_batch_size
+        return SamplingOptions(
+            num_inference_steps=self.training_image_inference_steps, sample_batch_size=self.training_image_batch_size
         )
 
 
@@ -76,8 +78,12 @@ def text_task(concept: Concept) -> Task:
     )
 
 
-def text_material(
-    model: StableDiffusion, concept: Concept, settings: MaterialSettings, seed: int, role: Literal["forget", "retain"]
+def text_training_images(
+    model: StableDiffusion,
+    concept: Concept,
+    settings: TrainingImageOptions,
+    seed: int,
+    role: Literal["forget", "retain"],
 ) -> Latents:
     """Images of the concept's prompts of one role, encoded once by `model`, which is bound to all its prompts.
 
@@ -100,7 +106,7 @@ def _drawn(
     prompts: Sequence[Prompt],
     task: Task,
     count: int,
-    sampling: SampleSettings,
+    sampling: SamplingOptions,
     seed: int,
     role: str,
 ) -> Dataset:
@@ -114,7 +120,7 @@ def _drawn(
 def _check_room(model: StableDiffusion, missing: int) -> None:
     """Say before drawing when the images and their encodings will not fit on the disk."""
     latents = 2 * 4 * math.prod(model.sample_shape)
-    require_room(
+    require_disk_space(
         cache_folder(),
         missing * (math.prod(model.image_shape) + latents),
         f"drawing {missing} images",
@@ -148,7 +154,7 @@ def warn_without_effect(model: StableDiffusion, concept: Concept, task: Task, at
         own, other = (model.predict(noisy, timesteps, labels) for labels in pair)
         if float((own - other).norm()) < SAME * float(own.norm()):
             row = concept.forget[number]
-            tell(
+            log_user(
                 f"warning: {row.text!r} has no effect on this model, which answers as for {row.anchor!r}: "
                 "nothing is there to erase, or the words are not how the model knows it"
             )

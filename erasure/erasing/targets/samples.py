@@ -14,16 +14,16 @@ import numpy as np
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data.forget_sets import LISTED, forget_ids, hash_of, parts_of, share_of
 from erasure.data.task import Task
-from erasure.erasing.targets.base import Wanted
-from erasure.erasing.targets.classes import Classes
+from erasure.erasing.targets.base import TargetSpec
+from erasure.erasing.targets.classes import ClassTarget
 from erasure.models import Model
 from erasure.models.classifier import Classifier
 
 
-class Samples(Classes):
+class SampleTarget(ClassTarget):
     """Single samples of the data set that a classifier was trained on; `ids` (m,) says which."""
 
-    def __init__(self, model: Model, wanted: Wanted, seed: int) -> None:
+    def __init__(self, model: Model, wanted: TargetSpec, seed: int) -> None:
         """`seed` draws a random share that names no seed of its own."""
         spec = wanted.forget
         assert spec is not None
@@ -44,7 +44,7 @@ class Samples(Classes):
             spec = _listed(self.ids) if LISTED.fullmatch(value) else f"ids:{Path(value).resolve()}"
         self._wanted = replace(wanted, forget=spec)
         title = spec.partition("@")[0] if kind != "ids" else f"{len(self.ids)} ids"
-        self.task = Task(self.task.class_names, (), self.task.gone, title=title, samples=True)
+        self.task = Task(self.task.class_names, (), self.task.already_erased, title=title, samples=True)
         if not self.kept.any():
             raise OptionError(f"--forget {wanted.forget} leaves no sample to retain that was not erased before")
 

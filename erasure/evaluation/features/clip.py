@@ -37,7 +37,7 @@ WARPED = 384  # ConvNext crops nothing from this size on
 
 
 @dataclass(frozen=True)
-class Reading:
+class ImagePreprocessor:
     """How a network wants its images: in order resize, crop the centre, scale, normalise.
 
     `shortest` is the shorter side after resizing, or `size` is (height, width) outright; neither leaves the size alone.
@@ -220,12 +220,12 @@ def _said(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipModel:
     """A CLIPModel with its tokenizer and the way it reads images."""
 
     network: Any
     tokenizer: Any
-    reading: Reading
+    reading: ImagePreprocessor
     source: str
 
     @property
@@ -234,12 +234,12 @@ class Clip:
         return hash_of(self.network, self.reading)
 
 
-def hash_of(network: nn.Module, reading: Reading) -> str:
+def hash_of(network: nn.Module, reading: ImagePreprocessor) -> str:
     """SHA-256 of a network's tensors and of how it reads images."""
     return fingerprint({"weights": hash_tensors(network.state_dict()), "reading": asdict(reading)})
 
 
-def load_clip(given: str, device: torch.device | str = "cpu") -> Clip:
+def load_clip(given: str, device: torch.device | str = "cpu") -> ClipModel:
     """The CLIP model in a folder or under a hub id; raises ModelError when it is missing, damaged or another model."""
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -256,11 +256,11 @@ def load_clip(given: str, device: torch.device | str = "cpu") -> Clip:
         raise ModelError(f"the tokenizer in {folder} is damaged: {_said(error)}") from error
     # Folders without tokenizer_config.json leave the window open.
     tokenizer.model_max_length = network.config.text_config.max_position_embeddings
-    return Clip(network.to(torch.device(device)), tokenizer, Reading.of(folder), given)
+    return ClipModel(network.to(torch.device(device)), tokenizer, ImagePreprocessor.of(folder), given)
 
 
 @torch.no_grad()
-def clip_image_features(model: Clip, images: np.ndarray) -> Tensor:
+def clip_image_features(model: ClipModel, images: np.ndarray) -> Tensor:
     """Projected embeddings (n, d) of uint8 images (n, h, w, 3), not normalised, on the CPU."""
     parts = []
     for i in range(0, max(len(images), 1), BATCH_SIZE):
@@ -271,7 +271,7 @@ def clip_image_features(model: Clip, images: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def clip_text_features(model: Clip, prompts: Sequence[str]) -> Tensor:
+def clip_text_features(model: ClipModel, prompts: Sequence[str]) -> Tensor:
     """Projected embeddings (n, d) of texts, not normalised, on the CPU; a text beyond the window is cut and told."""
     parts = []
     for i in range(0, len(prompts), BATCH_SIZE):
@@ -281,7 +281,7 @@ def clip_text_features(model: Clip, prompts: Sequence[str]) -> Tensor:
     return torch.cat(parts)
 
 
-def clip_scores(model: Clip, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+def clip_scores(model: ClipModel, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
     """CLIP score (n,) of each image with its own prompt: 100 * max(cos, 0) of their projected embeddings.
 
     Raises DataError unless each image has a prompt. Hessel et al., 2021, whose CLIPScore is 2.5 * max(cos, 0).
@@ -291,7 +291,7 @@ def clip_scores(model: Clip, images: np.ndarray, prompts: Sequence[str]) -> np.n
     return clip_text_scores(model, clip_image_features(model, images), prompts)
 
 
-def clip_text_scores(model: Clip, embedded: Tensor, prompts: Sequence[str]) -> np.ndarray:
+def clip_text_scores(model: ClipModel, embedded: Tensor, prompts: Sequence[str]) -> np.ndarray:
     """CLIP score (n,) of each embedded image (n, d) with its own prompt."""
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     text = clip_text_features(model, list(place))[[place[prompt] for prompt in prompts]]

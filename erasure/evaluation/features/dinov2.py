@@ -14,7 +14,7 @@ import torch
 
 from erasure.core.errors import ModelError
 from erasure.core.files import read_json
-from erasure.evaluation.features.clip import BATCH_SIZE, Reading, hash_of, load_network, local_folder
+from erasure.evaluation.features.clip import BATCH_SIZE, ImagePreprocessor, hash_of, load_network, local_folder
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DINOv2:
     """A Dinov2Model with the way it reads images."""
 
     network: Any
-    reading: Reading
+    reading: ImagePreprocessor
     source: str
 
     @property
@@ -40,7 +40,7 @@ def load_dinov2(given: str, device: torch.device | str = "cpu") -> DINOv2:
     if config.get("model_type", "dinov2") != "dinov2":
         raise ModelError(f"{given} is not a DINOv2: its config.json says {config['model_type']!r}")
     network = load_network(Dinov2Model, folder)
-    return DINOv2(network.to(torch.device(device)), Reading.of(folder), given)
+    return DINOv2(network.to(torch.device(device)), ImagePreprocessor.of(folder), given)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from erasure.core import registry
 from erasure.core.errors import NotApplicableError
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 PARTS = ("ua", "ra", "ta", "mia")
 
@@ -24,7 +24,7 @@ class AvgGap(Metric):
     higher_is_better = False
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Needs evidence of the retrained model, which `erasure benchmark` makes."""
         if evidence.retrained is None:
             raise NotApplicableError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from erasure.core.statistics import jackknife_interval, wilson
 from erasure.evaluation.distances import frechet_to
-from erasure.evaluation.outputs import Evidence, Space
+from erasure.evaluation.outputs import ModelOutputs, Space
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Metric(ABC):
     needs: ClassVar[Space | None] = None  # the network without which it cannot be measured
 
     @abstractmethod
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """The score; raises NotApplicableError when the evidence has no such thing."""
 
     def score(self, value: float, n: int, interval: tuple[float, float], **details: Any) -> Score:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from erasure.core.statistics import mean_interval
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class CLIPScore(Metric):
@@ -17,7 +17,7 @@ class CLIPScore(Metric):
     higher_is_better = True
     needs = "clip"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Needs a CLIP model (`--clip`)."""
         scores, name = evidence.clip_scores("retain")
         return self.score(float(scores.mean()), len(scores), mean_interval(scores), model=name)

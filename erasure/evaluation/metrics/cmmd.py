@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from erasure.evaluation.distances import gaussian, kernel_distance
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 SCALE = 1000
 
@@ -22,7 +22,7 @@ class CMMD(Metric):
     higher_is_better = False
     needs = "clip"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Needs a CLIP model (`--clip`)."""
         drawn, reference = evidence.clip_pair
         value, (low, high) = kernel_distance(drawn, reference, gaussian, "cmmd")

@@ -7,7 +7,7 @@ side in a style count only if both digits, their order and the style are seen.
 from __future__ import annotations
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class Composition(Metric):
@@ -17,6 +17,6 @@ class Composition(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """One trial an image."""
         return self.share(evidence.correct_in("together"))

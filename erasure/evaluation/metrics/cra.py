@@ -7,7 +7,7 @@ also whatever else they show that was not erased, so a seven in an erased style 
 from __future__ import annotations
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class CRA(Metric):
@@ -17,6 +17,6 @@ class CRA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Share of those values that the judge sees; prompts of several things are left to `composition`."""
         return self.share(evidence.correct_in("across"))

@@ -7,7 +7,7 @@ training images stand on the other side; the interval is a delete-a-group jackkn
 from __future__ import annotations
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class FDClassifier(Metric):
@@ -16,7 +16,7 @@ class FDClassifier(Metric):
     definition = "fd_classifier/1"
     higher_is_better = False
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """The distance over the retained classes; damage to what should be kept shows here first."""
         drawn, reference = evidence.features("retain"), evidence.reference_features("retain")
         return self.frechet(drawn, reference, groups=20, **evidence.counted(reference))

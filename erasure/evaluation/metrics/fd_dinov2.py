@@ -7,7 +7,7 @@ Fréchet distance is; the model is named by --dinov2, the paper's is `facebook/d
 from __future__ import annotations
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class FDDINOv2(Metric):
@@ -17,7 +17,7 @@ class FDDINOv2(Metric):
     higher_is_better = False
     needs = "dinov2"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Needs a DINOv2 (`--dinov2`); the interval is a delete-a-group jackknife over the drawn images."""
         drawn, reference = evidence.dinov2_pair
         details = {**evidence.counted(reference), "model": evidence.dinov2}

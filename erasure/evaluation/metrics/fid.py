@@ -10,7 +10,7 @@ from typing import Any
 
 from erasure.evaluation.distances import kernel_distance
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 ENOUGH = 2048  # the width of the features: with fewer images their covariance has no full rank
 
@@ -22,7 +22,7 @@ class FID(Metric):
     higher_is_better = False
     needs = "inception"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Needs the Inception weights (`--inception`)."""
         drawn, reference = evidence.inception_pair
         details: dict[str, Any] = evidence.counted(reference)

@@ -9,7 +9,7 @@ import numpy as np
 
 from erasure.core.errors import NotApplicableError
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 from erasure.sampling.draw import UNCONDITIONAL
 
 
@@ -20,7 +20,7 @@ class ForgetShare(Metric):
     higher_is_better = False
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Share of the samples that the held classifier sees as a forgotten class."""
         if not evidence.task.forget:
             raise NotApplicableError("no class is named as forgotten: give --forget")

@@ -6,7 +6,7 @@ Images of retain prompts, judged on the domains that something was erased from: 
 from __future__ import annotations
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class IRA(Metric):
@@ -16,6 +16,6 @@ class IRA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Share of kept values that the judge sees; prompts of several things are left to `composition`."""
         return self.share(evidence.correct_in("domain"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from erasure.evaluation.distances import kernel_distance
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class KID(Metric):
@@ -17,7 +17,7 @@ class KID(Metric):
     higher_is_better = False
     needs = "inception"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Needs the Inception weights (`--inception`)."""
         drawn, reference = evidence.inception_pair
         value, interval = kernel_distance(drawn, reference)

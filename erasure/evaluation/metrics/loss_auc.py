@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from erasure.evaluation.membership_inference import loss_auc
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class LossAUC(Metric):
@@ -16,7 +16,7 @@ class LossAUC(Metric):
     definition = "loss_auc/1"
     higher_is_better = False
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """The share of pairs in which the test sample has the larger loss."""
         forget, test = evidence.answers("forget").losses, evidence.answers("test").losses
         value, interval = loss_auc(forget, test)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from erasure.evaluation.membership_inference import called_non_members
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class MIA(Metric):
@@ -18,7 +18,7 @@ class MIA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """The attack's verdict on every forgotten sample; `n_attack` samples of each side taught it."""
         retain, test, forget = (evidence.answers(part).confidences for part in ("retain", "test", "forget"))
         hidden = called_non_members(retain, test, forget, evidence.seed)

@@ -10,7 +10,7 @@ import numpy as np
 
 from erasure.core.statistics import mean_interval
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class PairedDistance(Metric):
@@ -19,7 +19,7 @@ class PairedDistance(Metric):
     definition = "paired_distance/1"
     higher_is_better = False
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """The mean over the retained classes (all samples of an unconditional model)."""
         first, second, space = evidence.paired_features
         moved = np.linalg.norm(first - second, axis=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class RA(Metric):
@@ -19,7 +19,7 @@ class RA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Share of the retain part that is recognised as its class; `by_class` shows what an average would hide."""
         correct = evidence.correct("retain")
         labels = evidence.samples.labels[evidence.chosen("retain")]

@@ -6,7 +6,7 @@ In evaluation mode, without augmentation. When a whole class was forgotten it is
 from __future__ import annotations
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class TA(Metric):
@@ -16,6 +16,6 @@ class TA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Share of the test split that a classifier labels rightly."""
         return self.share(evidence.answers("test").correct)

@@ -8,7 +8,7 @@ on the forget set. `given_original` counts only those that the original model ge
 from __future__ import annotations
 
 from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import Evidence
+from erasure.evaluation.outputs import ModelOutputs
 
 
 class UA(Metric):
@@ -18,7 +18,7 @@ class UA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: Evidence) -> Score:
+    def measure(self, evidence: ModelOutputs) -> Score:
         """Share of the forget part that is not recognised as its class."""
         missed = ~evidence.correct("forget")
         if evidence.original is None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import DivergedError, OptionError
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.core.run_dir import Log, is_main
 from erasure.data.task import Task
 from erasure.methods.base import Job, Method
@@ -25,7 +25,7 @@ from erasure.methods.cross_attention.token_spans import need_cross_attention
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.training.attention_maps import cross_attentions
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 
 WORST = 1e12  # condition number above which a float64 solution keeps too few digits
 Edit = Callable[[Tensor], Tensor]  # from an original matrix (out, d) to the edited one, both in float64
@@ -56,7 +56,7 @@ class ClosedForm(Method):
         need_cross_attention(model, type(self).__name__)
 
     @torch.no_grad()
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Write one edit after the other; a record each, whose `loss` is the share of the way to the anchor left."""
         self.check(job.task)
         self.check_model(model)
@@ -81,7 +81,7 @@ class ClosedForm(Method):
         finally:
             if log is not None:
                 log.close()
-        return Outcome(records, sum(record["seconds"] for record in records))
+        return TrainingResult(records, sum(record["seconds"] for record in records))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,9 @@ def solved(system: Tensor, right: Tensor) -> tuple[Tensor, float]:
     condition = largest / max(float(values[0]), torch.finfo(values.dtype).tiny)
     if condition > WORST:
         least = max(largest, torch.finfo(values.dtype).tiny) / WORST
-        tell(f"warning: the system's condition number is {condition:.2g}: its eigenvalues are raised to {least:.2g}")
+        log_user(
+            f"warning: the system's condition number is {condition:.2g}: its eigenvalues are raised to {least:.2g}"
+        )
         values = values.clamp(min=least)
     return vectors @ ((vectors.T @ right) / values[:, None]), condition
 

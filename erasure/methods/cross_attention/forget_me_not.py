@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from erasure.data.task import Task
-from erasure.methods.base import Draws, GradientMethod, Job
+from erasure.methods.base import GradientMethod, Job, StepBatches
 from erasure.methods.cross_attention.token_spans import marked, need_cross_attention, subjects
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
@@ -61,9 +61,9 @@ class ForgetMeNot(GradientMethod):
         with AttentionMaps(model.network) as maps:
             yield _Watched(maps, words)
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """The squared maps of the concept's words, a mean over the images."""
         watched: _Watched = draws.own
         forget = model.examples(draws.forget, draws.generator).part(draws.step.part, draws.step.parts)
-        model.answer(forget.inputs)
+        model.prediction(forget.inputs)
         return {"loss": watched.maps.squares(watched.words[forget.inputs[2]]).mean()}

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import DivergedError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data import Batch, Batches
 from erasure.data.task import Task
 from erasure.methods.base import Job, Method
@@ -40,7 +40,7 @@ from erasure.methods.cross_attention.token_spans import Concepts, need_cross_att
 from erasure.models import Examples, Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.training.attention_maps import AttentionMaps
-from erasure.training.loop import LoopSettings, Outcome, Step, optimise
+from erasure.training.loop import Step, TrainingConfig, TrainingResult, minimize
 from erasure.training.lora_layers import SeveralFactors, is_factor
 
 SLOPE, FIRST, SECOND = 0.05, 200, 400  # of the density of timesteps, of 1000 (the paper's gamma, t_1 and t_2)
@@ -84,13 +84,13 @@ class MACE(Method):
         """It has cross-attention."""
         need_cross_attention(model, "mace")
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Refine, train the factors, and fuse them."""
         self.check(job.task)
         self.check_model(model)
         assert isinstance(model, StableDiffusion)
         if not self.steps:
-            return Outcome([], 0.0)
+            return TrainingResult([], 0.0)
         began = time.perf_counter()
         concepts = Concepts.of(model, job.task)
         kept = keys_of(model, job.task, "rest").gram
@@ -101,10 +101,10 @@ class MACE(Method):
         for name, matrix in refinements.items():
             write(matrices[name], name, matrix)
         modules = {name: model.network.get_submodule(name.removesuffix(".weight")) for name in matrices}
-        generator = torch.Generator().manual_seed(derive(job.seed, "factors"))
+        generator = torch.Generator().manual_seed(derive_seed(job.seed, "factors"))
         with SeveralFactors(modules, len(concepts.grams), self.rank, generator) as factors:
             spent = time.perf_counter() - began
-            outcome, diverged = Outcome([], 0.0), None
+            outcome, diverged = TrainingResult([], 0.0), None
             try:
                 outcome = self._trained(model, job, concepts, factors)
             except DivergedError as error:  # what is kept are the factors of its last good step
@@ -120,12 +120,12 @@ class MACE(Method):
             raise diverged
         return replace(outcome, seconds=outcome.seconds + spent + time.perf_counter() - began)
 
-    def _loop(self) -> LoopSettings:
-        return LoopSettings(self.steps, self.learning_rate, checkpoint_every=self.checkpoint_every)
+    def _loop(self) -> TrainingConfig:
+        return TrainingConfig(self.steps, self.learning_rate, checkpoint_every=self.checkpoint_every)
 
-    def _trained(self, model: StableDiffusion, job: Job, concepts: Concepts, factors: SeveralFactors) -> Outcome:
+    def _trained(self, model: StableDiffusion, job: Job, concepts: Concepts, factors: SeveralFactors) -> TrainingResult:
         """Train the factors on images of the concepts; the loss is the squared attention to the concepts' words."""
-        images = Batches(job.forget, self.batch_size, derive(job.seed, "forget"))
+        images = Batches(job.forget, self.batch_size, derive_seed(job.seed, "forget"))
 
         def loss(step: Step) -> dict[str, Tensor]:
             examples = self._noised(model, images.at(step.index), step.generator).part(step.part, step.parts)
@@ -133,18 +133,18 @@ class MACE(Method):
             words, region = concepts.words[labels], None
             if self.region == "attention":
                 with torch.no_grad():
-                    model.answer(examples.inputs)
+                    model.prediction(examples.inputs)
                 seen = maps.mean(words, (int(examples.target.shape[-2]), int(examples.target.shape[-1])))
                 region = seen > self.threshold * seen.amax((1, 2), keepdim=True)
             factors.chosen = concepts.chosen[labels]
-            model.answer(examples.inputs)
+            model.prediction(examples.inputs)
             factors.chosen = None  # whoever else asks the network on the way sees the refinement alone
             return {"loss": maps.squares(words, region).mean()}
 
         model.network.train()
         try:
             with AttentionMaps(model.network) as maps:
-                return optimise(
+                return minimize(
                     model.network,
                     loss,
                     self._loop(),

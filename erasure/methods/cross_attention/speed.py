@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import OptionError
-from erasure.core.logging import tell
+from erasure.core.logging import log_user
 from erasure.data.task import Task
 from erasure.methods.cross_attention.closed_form import ClosedForm, Edit, in_range, shares, solved, squares
 from erasure.methods.cross_attention.keys import CHUNK, Keys
@@ -64,7 +64,7 @@ class SPEED(ClosedForm):
             crossed.add_(edited.T @ matrix)
             after.add_(edited.T @ edited)
             if not basis.shape[1] and found["free"]:
-                tell(
+                log_user(
                     "warning: what is kept leaves some matrices no direction to move in, and they stay as they are: "
                     "raise --threshold, or retain fewer prompts"
                 )

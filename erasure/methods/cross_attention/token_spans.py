@@ -30,7 +30,7 @@ def need_cross_attention(model: Model, name: str) -> None:
         )
 
 
-def subject_of(forget: Sequence[int], anchor: Sequence[int]) -> range:
+def target_of(forget: Sequence[int], anchor: Sequence[int]) -> range:
     """The positions, among the words of a prompt to forget, that its anchor says in another way or leaves out.
 
     Where the anchor only adds words, the whole prompt. Raises OptionError for a prompt without words.
@@ -47,7 +47,7 @@ def subject_of(forget: Sequence[int], anchor: Sequence[int]) -> range:
 def subjects(model: StableDiffusion, task: Task) -> dict[int, range]:
     """Of each prompt to forget, the positions in the network's window of the tokens that are the concept."""
     words = tokens_of(model)[1]
-    spans = {label: subject_of(words[label], words[a]) for label, a in zip(task.forget, task.anchors, strict=True)}
+    spans = {label: target_of(words[label], words[a]) for label, a in zip(task.forget, task.anchors, strict=True)}
     return {label: range(span.start + 1, span.stop + 1) for label, span in spans.items()}  # behind the start token
 
 

@@ -24,14 +24,14 @@ from torch import Tensor
 from erasure.core.errors import DataError, NotApplicableError, OptionError
 from erasure.data import Batch, Dataset
 from erasure.data.task import Task
-from erasure.methods.base import Draws, GradientMethod, Job
+from erasure.methods.base import GradientMethod, Job, StepBatches
 from erasure.methods.relabeling.base import other_labels
 from erasure.models import DiffusionModel, Examples, Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.saliency.mask import Mask
-from erasure.sampling.draw import SampleSettings, draw_for_training
+from erasure.sampling.draw import SamplingOptions, draw_for_training
 from erasure.training.latent_cache import Latents, encoded_once
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 from erasure.training.optimizers import Optimizer
 
 # Through these a network reads text: a UNet, and one where image and text share an attention (SD 3.5 has an attn2 too,
@@ -97,7 +97,7 @@ class ConceptAblation(GradientMethod):
         anchors = other_labels(self.relabel, torch.tensor(task.forget), task, torch.Generator())
         return list(zip(task.forget, anchors.tolist(), strict=True))
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Find images of the anchors, and minimise the loss on them."""
         self.check(job.task)
         self.check_model(model)
@@ -107,7 +107,7 @@ class ConceptAblation(GradientMethod):
         """A pass is one over the images of anchors."""
         return self.loop(len(job.retain))
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """One forward of the teacher without graph, one joint forward under concept and anchor."""
         part, parts = draws.step.part, draws.step.parts
         batch = draws.retain
@@ -116,8 +116,8 @@ class ConceptAblation(GradientMethod):
         forget = kept._replace(inputs=(*kept.inputs[:2], concept.to(kept.inputs[0].device)))
         if self.variant == "model":
             own = Batch(batch.images[part::parts], batch.labels[part::parts])
-            forget = model.relabelled(forget, own, frozen)
-        errors = model.errors(Examples.joined(forget, kept))
+            forget = model.relabeled(forget, own, frozen)
+        errors = model.per_sample_loss(Examples.joined(forget, kept))
         forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
         return {"loss": forget_loss + self.alpha * retain_loss, "forget": forget_loss, "retain": retain_loss}
 
@@ -147,7 +147,7 @@ class ConceptAblation(GradientMethod):
 
     def _drawn(self, model: StableDiffusion, anchors: list[int], seed: int) -> Latents:
         """`num_anchor_images` of `anchors` by the model as it is now, encoded."""
-        settings = SampleSettings(num_inference_steps=self.anchor_inference_steps)
+        settings = SamplingOptions(num_inference_steps=self.anchor_inference_steps)
         prompts, parts_hash = model.bound.prompts, model.parts_hash
         asked = [(label, prompts[label]) for label in (anchors * self.num_anchor_images)[: self.num_anchor_images]]
         samples = draw_for_training(model, parts_hash, asked, settings, seed, "of anchors")

@@ -29,7 +29,7 @@ from torch import Tensor
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data import Batch
 from erasure.data.task import Task
-from erasure.methods.base import CLASSIFIER, DISTILLED, LATENT, Draws, GradientMethod, Job
+from erasure.methods.base import CLASSIFIER, DISTILLED, LATENT, GradientMethod, Job, StepBatches
 from erasure.methods.relabeling.base import other_labels
 from erasure.models import DiffusionModel, Examples, Model
 from erasure.training.curvature import WeightSpace, dot
@@ -85,7 +85,7 @@ class EraseDiff(GradientMethod):
         space = WeightSpace(model.network, job.mask, self.trains)
         yield _InnerSteps(model, space, self.inner_steps, self.learning_rate)
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """One joint forward for forget and retain; every process takes the inner steps on the whole batch."""
         inner: _InnerSteps = draws.own
         part, parts = draws.step.part, draws.step.parts
@@ -97,12 +97,12 @@ class EraseDiff(GradientMethod):
             told = {"penalty": torch.tensor(weight, device=model.device)}
         best = inner.best(draws.step.index, gone)
         forget, retain = gone.part(part, parts), kept.part(part, parts)
-        errors = model.errors(Examples.joined(forget, retain))
+        errors = model.per_sample_loss(Examples.joined(forget, retain))
         forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
         gap = forget_loss - best
         return {"loss": retain_loss + weight * gap, "forget": forget_loss, "retain": retain_loss, "gap": gap, **told}
 
-    def _substituted(self, model: Model, frozen: Model, task: Task, draws: Draws) -> Examples:
+    def _substituted(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> Examples:
         """The whole forget batch with the substitute as target."""
         if self.substitute == NOISE:
             assert isinstance(model, DiffusionModel)
@@ -111,7 +111,7 @@ class EraseDiff(GradientMethod):
         count = len(draws.forget.labels)
         images = draws.retain.images[torch.arange(count) % len(draws.retain.images)]
         labels = other_labels(self.substitute, draws.forget.labels, task, draws.generator)
-        return model.relabelled(examples, Batch(images, labels), frozen if self.teacher == "original" else model)
+        return model.relabeled(examples, Batch(images, labels), frozen if self.teacher == "original" else model)
 
 
 def _uniform(model: DiffusionModel, batch: Batch, generator: torch.Generator) -> Examples:
@@ -140,7 +140,7 @@ class _InnerSteps:
                 for _ in range(self.steps):
                     self.space.write(self.space.values() - self.learning_rate * self._gradient(forget))
                 with torch.no_grad():
-                    found = float(self.model.errors(forget).mean())
+                    found = float(self.model.per_sample_loss(forget).mean())
             self._known["best"] = (index, found)
         return self._known["best"][1]
 
@@ -155,7 +155,7 @@ class _InnerSteps:
 
     def _gradient(self, examples: Examples) -> Tensor:
         """Of the mean loss, by the free weights, (size,)."""
-        loss = self.model.errors(examples).mean()
+        loss = self.model.per_sample_loss(examples).mean()
         return self.space.vector(torch.autograd.grad(loss, self.space.parameters, materialize_grads=True))
 
     @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from erasure.data.task import Task
-from erasure.methods.base import RETAINING, Draws, GradientMethod
+from erasure.methods.base import RETAINING, GradientMethod, StepBatches
 from erasure.models import Model
 
 
@@ -21,8 +21,8 @@ class Finetune(GradientMethod):
 
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = RETAINING
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """The loss the model was trained with, on retain images."""
         retain = model.examples(draws.retain, draws.generator, condition_drop=True)
-        retain_loss = model.errors(retain.part(draws.step.part, draws.step.parts)).mean()
+        retain_loss = model.per_sample_loss(retain.part(draws.step.part, draws.step.parts)).mean()
         return {"loss": retain_loss, "retain": retain_loss}

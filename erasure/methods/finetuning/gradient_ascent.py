@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor
 
 from erasure.data.task import Task
-from erasure.methods.base import CLASSIFIER, DISTILLED, LATENT, Draws, GradientMethod
+from erasure.methods.base import CLASSIFIER, DISTILLED, LATENT, GradientMethod, StepBatches
 from erasure.models import Examples, Model
 
 
@@ -30,14 +30,14 @@ class GradientAscent(GradientMethod):
         "classifier": {**CLASSIFIER, "learning_rate": 1e-4, "epochs": 5.0},
     }
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """Minus the loss on forget images, plus alpha times the loss on retain images."""
         part, parts = draws.step.part, draws.step.parts
         forget = model.examples(draws.forget, draws.generator).part(part, parts)
         if not self.alpha:
-            forget_loss = model.errors(forget).mean()
+            forget_loss = model.per_sample_loss(forget).mean()
             return {"loss": -forget_loss, "forget": forget_loss}
         retain = model.examples(draws.retain, draws.generator, condition_drop=True).part(part, parts)
-        errors = model.errors(Examples.joined(forget, retain))
+        errors = model.per_sample_loss(Examples.joined(forget, retain))
         forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
         return {"loss": self.alpha * retain_loss - forget_loss, "forget": forget_loss, "retain": retain_loss}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from erasure.core.errors import OptionError
 from erasure.data.task import Task
-from erasure.methods.base import RETAINING, Draws, GradientMethod, Job
+from erasure.methods.base import RETAINING, GradientMethod, Job, StepBatches
 from erasure.models import Model
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class L1Sparse(GradientMethod):
         if not 0 <= self.gamma < float("inf"):
             raise OptionError(f"--gamma {self.gamma} must be at least 0")
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Minimise the loss over a number of steps that the schedule knows."""
         return super(L1Sparse, replace(self, steps=self.loop_of(job).steps)).erase(model, job)
 
@@ -43,9 +43,9 @@ class L1Sparse(GradientMethod):
         epochs = self.epochs or self.steps
         return self.gamma * (1 - int(step * epochs / self.steps) / epochs)
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """The loss on retain images and the l1 norm of the weights."""
         retain = model.examples(draws.retain, draws.generator, condition_drop=True)
-        retain_loss = model.errors(retain.part(draws.step.part, draws.step.parts)).mean()
+        retain_loss = model.per_sample_loss(retain.part(draws.step.part, draws.step.parts)).mean()
         norm = torch.stack([p.abs().sum() for n, p in model.network.named_parameters() if self.trains(n)]).sum()
         return {"loss": retain_loss + self.penalty(draws.step.index) * norm, "retain": retain_loss, "l1": norm.detach()}

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data.task import Task
 from erasure.methods.base import Job, Method
 from erasure.models import Model
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 from erasure.training.recipes import fit, recipe_of
 
 
@@ -39,14 +39,14 @@ class Retrain(Method):
                 "so it cannot be retrained"
             )
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Replace every weight by one that has never seen the forget set."""
         self.check_model(model)
         recipe = recipe_of(model.info)
         assert recipe is not None
         if self.steps:
             recipe = replace(recipe, steps=self.steps)
-        model.network.load_state_dict(model.fresh(derive(job.seed, "weights")).network.state_dict())
+        model.network.load_state_dict(model.fresh(derive_seed(job.seed, "weights")).network.state_dict())
         return fit(
             model, recipe, job.retain, job.seed, folder=job.folder, fingerprint=job.fingerprint, on_step=job.on_step
         )

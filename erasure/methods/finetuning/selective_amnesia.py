@@ -28,15 +28,15 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.logging import tell
-from erasure.core.rng import derive
+from erasure.core.logging import log_user
+from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
 from erasure.data.images import to_uint8
 from erasure.data.task import Task
-from erasure.methods.base import DISTILLED, LATENT, Draws, GradientMethod, Job
+from erasure.methods.base import DISTILLED, LATENT, GradientMethod, Job, StepBatches
 from erasure.models import DiffusionModel, Examples, Model
 from erasure.training.curvature import WeightSpace, diagonal_fisher
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 from erasure.training.masked_parameters import taken
 
 # The official configurations for Stable Diffusion.
@@ -101,7 +101,7 @@ class SelectiveAmnesia(GradientMethod):
                 "--replay generated is for classes: this model draws its retain set anyway, give data"
             )
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Draw what is replayed, where it is not the retain set, and minimise the loss."""
         self.check(job.task)
         self.check_model(model)
@@ -119,19 +119,19 @@ class SelectiveAmnesia(GradientMethod):
         """The Fisher matrix of the original, and what else holds the weights near it."""
         yield _Held(self, model, job)
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """One joint forward for the surrogate and the replay, and the distance from the original."""
         held: _Held = draws.own
         part, parts = draws.step.part, draws.step.parts
         shown = model.examples(self._surrogates(model, task, draws), draws.generator).part(part, parts)
         kept = model.examples(draws.retain, draws.generator, condition_drop=True).part(part, parts)
-        errors = model.errors(Examples.joined(shown, kept))
+        errors = model.per_sample_loss(Examples.joined(shown, kept))
         surrogate_loss, replay_loss = errors[: len(shown.weight)].mean(), errors[len(shown.weight) :].mean()
         distance = held.distance() * shown.target[0].numel()
         loss = surrogate_loss + self.gamma * replay_loss + self.penalty * distance
         return {"loss": loss, "surrogate": surrogate_loss, "replay": replay_loss, "distance": distance}
 
-    def _surrogates(self, model: Model, task: Task, draws: Draws) -> Batch:
+    def _surrogates(self, model: Model, task: Task, draws: StepBatches) -> Batch:
         """What is to be learned under the labels to forget, each drawn evenly."""
         labels = draws.asked(task, self.batch_size)
         if self.surrogate == "noise" or not task.anchors:
@@ -143,11 +143,11 @@ class SelectiveAmnesia(GradientMethod):
         """Images that the original draws of the classes that are kept, evenly."""
         kept = job.task.retain
         labels = torch.tensor([kept[i % len(kept)] for i in range(self.num_replay_images)])
-        tell(f"drawing {len(labels)} images to replay")
+        log_user(f"drawing {len(labels)} images to replay")
         images = []
         for start in range(0, len(labels), self.batch_size):
             asked = labels[start : start + self.batch_size]
-            seeds = [derive(job.seed, "replay", start + i) for i in range(len(asked))]
+            seeds = [derive_seed(job.seed, "replay", start + i) for i in range(len(asked))]
             images.append(to_uint8(model.generate(asked, seeds)))
         return Dataset("replay", "train", np.concatenate(images), labels.numpy(), job.task.class_names)
 
@@ -170,7 +170,7 @@ class _Held:
             self.places |= dict.fromkeys(lost, np.arange(len(job.retain)))
             if method.surrogate != "noise":
                 name = job.task.class_names[lost[0]]
-                tell(f"note: no image shows the anchor of {name!r}: all images that are kept stand in for it")
+                log_user(f"note: no image shows the anchor of {name!r}: all images that are kept stand in for it")
 
     def distance(self) -> Tensor:
         """sum_i F_i / 2 (theta_i - theta_0,i)^2 of the weights as they are, with a gradient."""

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from erasure.core.errors import OptionError
 from erasure.data.task import Task
-from erasure.methods.base import Draws, Job
+from erasure.methods.base import Job, StepBatches
 from erasure.methods.guidance.base import NegativeGuidance
 from erasure.models import Model
-from erasure.training.loop import Outcome
-from erasure.training.text_encoder import TextTraining
+from erasure.training.loop import TrainingResult
+from erasure.training.text_encoder import TextEncoderView
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +67,21 @@ class AdvUnlearn(NegativeGuidance):
         if self.prefix_tokens > part.window - 3:  # start, one word, end
             raise OptionError(f"--prefix-tokens {self.prefix_tokens}: this text encoder reads {part.window} tokens")
 
-    def part_of(self, model: Model) -> TextTraining:
+    def part_of(self, model: Model) -> TextEncoderView:
         """The text encoder."""
-        return TextTraining.of(model)
+        return TextEncoderView.of(model)
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Minimise the loss, then bind the prompts as the text encoder reads them now."""
         part = self.part_of(model)
         try:
             return super().erase(part, replace(job, on_step=part.looking(job.on_step)))
         finally:
-            part.whole.bind(part.whole.class_names)
+            part.whole.set_prompts(part.whole.class_names)
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """The original samples and answers without graph; the text encoder reads all prompts in one pass with it."""
-        assert isinstance(model, TextTraining)
+        assert isinstance(model, TextEncoderView)
         part, parts, generator = draws.step.part, draws.step.parts, draws.generator
         asked, kept = self.batch_size, self.batch_size * self.retain_prompts
         retained = torch.tensor(task.retain)[torch.randint(0, len(task.retain), (kept,), generator=generator)]
@@ -103,13 +103,15 @@ class AdvUnlearn(NegativeGuidance):
             ids[:count] = behind(ids[:count], tokens.to(ids.device))
             prefix = self.attacked(model, *first, ids[:count], answers[:count])
         read = [model.read(ids[:count], prefix), model.read(ids[count:])]
-        errors = model.distance(
+        errors = model.criterion(
             model.predict_under(noisy, timesteps, torch.cat(read)), torch.cat([target, answers[count:]])
         )
         forget, retain = errors[:count].mean(), errors[count:].mean()
         return {"loss": forget + self.gamma * retain, "forget": forget, "retain": retain}
 
-    def attacked(self, model: TextTraining, noisy: Tensor, timesteps: Tensor, ids: Tensor, original: Tensor) -> Tensor:
+    def attacked(
+        self, model: TextEncoderView, noisy: Tensor, timesteps: Tensor, ids: Tensor, original: Tensor
+    ) -> Tensor:
         """Token embeddings (b, k, d) under which the model comes nearer to the `original` answers (b, c, h, w).
 
         They begin at those of `ids` (b, window), after the start token. No weight gets a gradient.
@@ -118,7 +120,7 @@ class AdvUnlearn(NegativeGuidance):
         for _ in range(self.attack_steps):
             prefix.requires_grad_(True)
             answer = model.predict_under(noisy, timesteps, model.read(ids, prefix))
-            (slope,) = torch.autograd.grad(model.distance(answer, original).sum(), prefix)
+            (slope,) = torch.autograd.grad(model.criterion(answer, original).sum(), prefix)
             prefix = (prefix - self.attack_step_size * slope.sign()).detach()
         return prefix
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data.task import Task
-from erasure.methods.base import Draws, GradientMethod
+from erasure.methods.base import GradientMethod, StepBatches
 from erasure.models import DiffusionModel, Examples, Model
 from erasure.models.stable_diffusion import StableDiffusion
 
@@ -62,7 +62,7 @@ class NegativeGuidance(GradientMethod):
         if self.sampling_steps > model.num_train_timesteps:
             raise OptionError(f"--sampling-steps {self.sampling_steps} is more than {model.num_train_timesteps}")
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """The student samples without graph, the original answers without graph, the student once with it."""
         assert isinstance(model, DiffusionModel) and isinstance(frozen, DiffusionModel)
         size, generator = self.batch_size, draws.generator
@@ -77,7 +77,7 @@ class NegativeGuidance(GradientMethod):
         )
         inputs = (noisy, timesteps, labels.to(model.device))
         target = self.target(frozen, *inputs)
-        return {"loss": model.errors(Examples(inputs, target, torch.ones_like(target[:, 0, 0, 0]))).mean()}
+        return {"loss": model.per_sample_loss(Examples(inputs, target, torch.ones_like(target[:, 0, 0, 0]))).mean()}
 
     @torch.no_grad()
     def target(self, frozen: DiffusionModel, noisy: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from erasure.models import DiffusionModel, Model
 from erasure.models.flux import Flux
 from erasure.models.guidance import KEY, Steering
 from erasure.models.stable_diffusion import StableDiffusion
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +63,17 @@ class Steered(Method):
         if KEY in model.info:
             raise NotApplicableError(f"{name} is steered already: take the model that it was made from")
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Leave the instruction, and bind the prompts again with it."""
         self.check(job.task)
         self.check_model(model)
         began = time.perf_counter()
         if isinstance(model, StableDiffusion):
             model.info[KEY] = self.steering({"text": self.text or named(job.task.concept)}).as_json()
-            model.bind(job.task.class_names)
+            model.set_prompts(job.task.class_names)
         else:
             model.info[KEY] = self.steering({"labels": job.task.forget}).as_json()
-        return Outcome([], time.perf_counter() - began)
+        return TrainingResult([], time.perf_counter() - began)
 
 
 def named(title: str) -> str:

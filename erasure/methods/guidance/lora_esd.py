@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data.task import Task
 from erasure.methods.base import Job
 from erasure.methods.guidance.base import NegativeGuidance
 from erasure.models import Model
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 from erasure.training.lora_layers import is_factor, low_rank
 from erasure.training.optimizers import Optimizer
 
@@ -75,10 +75,10 @@ class LoraESD(NegativeGuidance):
         """The factors alone."""
         return is_factor(name)
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Minimise the loss over the factors, and bring them into the weights."""
         self.check(job.task)
         self.check_model(model)
-        generator = torch.Generator().manual_seed(derive(job.seed, "low rank"))
+        generator = torch.Generator().manual_seed(derive_seed(job.seed, "low rank"))
         with low_rank(model.network, self.layers(model.network), self.rank, self.alpha / self.rank, generator):
             return super().erase(model, job)

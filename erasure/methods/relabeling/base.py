@@ -11,7 +11,7 @@ from torch import Tensor
 from erasure.core.errors import OptionError
 from erasure.data import Batch
 from erasure.data.task import Task, class_index
-from erasure.methods.base import CLASSIFIER, DISTILLED, LATENT, Draws, GradientMethod
+from erasure.methods.base import CLASSIFIER, DISTILLED, LATENT, GradientMethod, StepBatches
 from erasure.models import Examples, Model
 
 # The class recipe of the paper for Stable Diffusion; the presets of salun name it, and the one for nudity.
@@ -19,7 +19,7 @@ CLASS_RECIPE: dict[str, Any] = {**LATENT, "relabel": "anchor", "alpha": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relabelling(GradientMethod):
+class Relabeling(GradientMethod):
     """L = mean |f(x_f) - f_0(x_f under another label)|^2 + alpha * L(D_r); for classifiers the other label itself."""
 
     needs_original: ClassVar[bool] = True
@@ -46,7 +46,7 @@ class Relabelling(GradientMethod):
     forget_condition_drop: Annotated[bool, "drop labels in the forget pass too (official)"] = False
     clip_before_mask: Annotated[bool, "take the gradient's norm before the mask (official)"] = False
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """One forward of the teacher without graph, one joint forward for forget and retain."""
         part, parts = draws.step.part, draws.step.parts
         forget = model.examples(draws.forget, draws.generator, condition_drop=self.forget_condition_drop)
@@ -54,8 +54,8 @@ class Relabelling(GradientMethod):
         retain = model.examples(draws.retain, draws.generator, condition_drop=True).part(part, parts)
         forget, anchor = forget.part(part, parts), Batch(*(value[part::parts] for value in anchor))
         teacher = frozen if self.teacher == "original" else model
-        forget, retain = model.relabelled(forget, anchor, teacher), self.kept(retain, frozen)
-        errors = model.errors(Examples.joined(forget, retain))
+        forget, retain = model.relabeled(forget, anchor, teacher), self.kept(retain, frozen)
+        errors = model.per_sample_loss(Examples.joined(forget, retain))
         forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
         scale = float(retain.target[0].numel()) if self.retain_reduction == "sum" else 1.0
         return {"loss": forget_loss + self.alpha * scale * retain_loss, "forget": forget_loss, "retain": retain_loss}
@@ -69,7 +69,7 @@ class Relabelling(GradientMethod):
         super().check(task)
         other_labels(self.relabel, torch.tensor(task.forget, dtype=torch.int64), task, torch.Generator())
 
-    def anchor(self, model: Model, task: Task, draws: Draws) -> Batch:
+    def anchor(self, model: Model, task: Task, draws: StepBatches) -> Batch:
         """For each forget image, another label, and a retain image for networks that know no labels."""
         count = len(draws.forget.labels)
         images = draws.retain.images[torch.arange(count) % len(draws.retain.images)]

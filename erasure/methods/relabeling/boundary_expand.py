@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import NotApplicableError
-from erasure.core.rng import derive
+from erasure.core.rng import derive_seed
 from erasure.data.task import Task
-from erasure.methods.base import CLASSIFIER, Draws, GradientMethod, Job
+from erasure.methods.base import CLASSIFIER, GradientMethod, Job, StepBatches
 from erasure.models import Model
 from erasure.models.classifier import Classifier
 from erasure.saliency.mask import Mask
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,19 @@ class BoundaryExpand(GradientMethod):
                 "give one class an image: use random_label or salun"
             )
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Minimise the loss with one row more; the network ends with the layers it had."""
         self.check_model(model)
         assert isinstance(model, Classifier)
         name = next(name for name, module in model.network.named_modules() if module is model.head)
-        with one_row_more(model.network, name, derive(job.seed, "row")):
+        with one_row_more(model.network, name, derive_seed(job.seed, "row")):
             return super().erase(model, replace(job, mask=_widened(job.mask, name)))
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """Cross-entropy of forget samples with the class that was added."""
         examples = model.examples(draws.forget, draws.generator).part(draws.step.part, draws.step.parts)
         target = torch.full_like(examples.target, len(model.class_names))
-        loss = model.errors(examples._replace(target=target)).mean()
+        loss = model.per_sample_loss(examples._replace(target=target)).mean()
         return {"loss": loss}
 
 

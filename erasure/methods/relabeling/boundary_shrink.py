@@ -16,10 +16,10 @@ from torch import Tensor
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.data import Batch
 from erasure.data.task import Task
-from erasure.methods.base import CLASSIFIER, Draws, GradientMethod, Job
+from erasure.methods.base import CLASSIFIER, GradientMethod, Job, StepBatches
 from erasure.models import Model
 from erasure.models.classifier import Classifier
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,25 +50,25 @@ class BoundaryShrink(GradientMethod):
                 "one class an image: use random_label or salun"
             )
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Minimise the loss against an original that is a copy, with --memory low too."""
         return super(BoundaryShrink, replace(self, share_teacher=self.share_teacher or False)).erase(model, job)
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: Draws) -> dict[str, Tensor]:
+    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
         """Cross-entropy with the nearest wrong class, a mean in which samples without one are zero."""
         part, parts = draws.step.part, draws.step.parts
         batch = Batch(*(value[part::parts] for value in draws.forget))
         nearest = self.nearest(frozen, batch, draws.generator)
         examples = model.examples(batch, draws.generator)
         wrong = nearest != examples.target
-        loss = model.errors(examples._replace(target=nearest, weight=examples.weight * wrong)).mean()
+        loss = model.per_sample_loss(examples._replace(target=nearest, weight=examples.weight * wrong)).mean()
         return {"loss": loss, "wrong": wrong.float().mean()}
 
     def nearest(self, original: Model, batch: Batch, generator: torch.Generator) -> Tensor:
         """The class (b,) that `original` sees one step of its own loss away."""
         images = batch.images.to(original.device).clone().requires_grad_(True)
-        loss = original.errors(original.examples(Batch(images, batch.labels), generator)).sum()
+        loss = original.per_sample_loss(original.examples(Batch(images, batch.labels), generator)).sum()
         (slope,) = torch.autograd.grad(loss, images)
         moved = (images.detach() + 2 * self.bound * slope.sign()).clamp(-1, 1)  # our pixels span 2
         with torch.no_grad():
-            return original.answer(original.examples(Batch(moved, batch.labels), generator).inputs).argmax(1)
+            return original.prediction(original.examples(Batch(moved, batch.labels), generator).inputs).argmax(1)

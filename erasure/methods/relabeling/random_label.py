@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from erasure.methods.relabeling.base import Relabelling
+from erasure.methods.relabeling.base import Relabeling
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomLabel(Relabelling):
+class RandomLabel(Relabeling):
     """Random-label unlearning."""

@@ -15,11 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from erasure.methods.relabeling.base import CLASS_RECIPE, Relabelling
+from erasure.methods.relabeling.base import CLASS_RECIPE, Relabeling
 
 
 @dataclass(frozen=True, kw_only=True)
-class SalUn(Relabelling):
+class SalUn(Relabeling):
     """Random-label unlearning under a saliency mask."""
 
     default_mask: ClassVar[str] = "saliency"

@@ -15,17 +15,17 @@ from typing import Annotated, Any, ClassVar
 import torch
 
 from erasure.core.errors import NotApplicableError
-from erasure.methods.relabeling.base import Relabelling
+from erasure.methods.relabeling.base import Relabeling
 from erasure.models import DiffusionModel, Examples, Model
 
 
 @dataclass(frozen=True, kw_only=True)
-class SalUnDistilled(Relabelling):
+class SalUnDistilled(Relabeling):
     """Relabelling under a saliency mask, with the frozen original as the retain set's teacher."""
 
     default_mask: ClassVar[str] = "saliency"
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
-        family: {**values, "alpha": 3.0} for family, values in Relabelling.defaults_of.items() if family != "classifier"
+        family: {**values, "alpha": 3.0} for family, values in Relabeling.defaults_of.items() if family != "classifier"
     }
 
     alpha: Annotated[float, "weight of the distance to the original's answers on the retain set; both are means"] = 3.0
@@ -42,4 +42,4 @@ class SalUnDistilled(Relabelling):
     def kept(self, retain: Examples, frozen: Model) -> Examples:
         """The retain examples with the original's answers."""
         with torch.no_grad():
-            return retain._replace(target=frozen.answer(retain.inputs).float())
+            return retain._replace(target=frozen.prediction(retain.inputs).float())

@@ -19,14 +19,14 @@ from torch import Tensor
 from erasure.core.errors import OptionError
 from erasure.data.task import Task
 from erasure.methods.base import Job
-from erasure.methods.relabeling.base import Relabelling
+from erasure.methods.relabeling.base import Relabeling
 from erasure.models import Model
 from erasure.training.curvature import WeightSpace
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class SalUnSoft(Relabelling):
+class SalUnSoft(Relabeling):
     """Relabelling with a soft threshold on the change of each weight."""
 
     held: Annotated[float, "share of the weights that the threshold holds at the start, p"] = 0.5
@@ -37,7 +37,7 @@ class SalUnSoft(Relabelling):
         if not 0 <= self.held <= 1:
             raise OptionError(f"--held {self.held} is outside [0, 1]")
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Minimise the loss, and shrink the change of the weights after every step."""
         space = WeightSpace(model.network, job.mask, self.trains)
         shrink = self._shrinking(space, self.loop_of(job).steps, job.on_step)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from erasure.core.errors import DivergedError, OptionError, RunError
-from erasure.core.logging import tell
-from erasure.core.rng import derive
+from erasure.core.logging import log_user
+from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, is_main, read_log
 from erasure.data import Dataset
 from erasure.data.task import Task
@@ -29,7 +29,7 @@ from erasure.formats.safetensors_io import read_tensors, write_tensors
 from erasure.methods.base import Job, Method
 from erasure.models import Model
 from erasure.training.curvature import ConjugateGradients, Curvature, Product, SampleLosses, WeightSpace, damped
-from erasure.training.loop import Outcome
+from erasure.training.loop import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class OneStep(Method):
     def check_model(self, model: Model) -> None:
         """Any network whose loss has a gradient."""
 
-    def erase(self, model: Model, job: Job) -> Outcome:
+    def erase(self, model: Model, job: Job) -> TrainingResult:
         """Solve for the direction, choose the length, and move the weights once."""
         self.check(job.task)
         self.check_model(model)
@@ -91,7 +91,7 @@ class OneStep(Method):
             eta = self._chosen(view, start, state.solution)
             view.space.write(start.add_(state.solution, alpha=eta))
             records[-1]["step_length"] = eta
-        return Outcome(records, sum(r["seconds"] for r in records) + time.perf_counter() - began)
+        return TrainingResult(records, sum(r["seconds"] for r in records) + time.perf_counter() - began)
 
     def _solved(self, view: View) -> tuple[ConjugateGradients, list[dict[str, Any]]]:
         """The solution and a record an iteration; what a killed run had is taken up again."""
@@ -124,10 +124,10 @@ class OneStep(Method):
         for eta in self.etas:
             view.space.write(start + eta * direction)
             after = float(view.measured.values().mean())
-            tell(f"step length {eta:g}: the mean loss on retain samples goes from {before:.4g} to {after:.4g}")
+            log_user(f"step length {eta:g}: the mean loss on retain samples goes from {before:.4g} to {after:.4g}")
             chosen = eta if after - before <= self.max_rise else chosen
         if chosen is None:
-            tell(f"every --step-length raises that loss by more than {self.max_rise:g}: the shortest is taken")
+            log_user(f"every --step-length raises that loss by more than {self.max_rise:g}: the shortest is taken")
         return chosen or self.etas[0]
 
 
@@ -140,12 +140,12 @@ class View:
         if not self.space.size:
             raise OptionError("no weight may move: the mask leaves nothing to change")
         self.forget, self.retain = self.losses(job.forget, "forget"), self.losses(job.retain, "retain")
-        drawn = np.random.default_rng(derive(job.seed, "curvature")).permutation(len(job.retain))[: method.samples]
+        drawn = np.random.default_rng(derive_seed(job.seed, "curvature")).permutation(len(job.retain))[: method.samples]
         self.measured = self.losses(job.retain, "retain", np.sort(drawn))
 
     def losses(self, dataset: Dataset, purpose: str, chosen: np.ndarray | None = None) -> SampleLosses:
         """The losses of samples in the space of the weights that may move."""
-        seed, size = derive(self.job.seed, purpose), self.method.batch_size
+        seed, size = derive_seed(self.job.seed, purpose), self.method.batch_size
         return SampleLosses(self.model, self.space, dataset, seed, chosen=chosen, batch_size=size)
 
     @cached_property
@@ -204,4 +204,4 @@ def _tell_negative(method: OneStep, done: int) -> None:
     advice = "raise --damping, or use --curvature woodfisher"
     if done == 0:
         raise DivergedError(f"{what}, so there is no step to take: {advice}", 0)
-    tell(f"{what}: the solution is that of {done} iterations; {advice}")
+    log_user(f"{what}: the solution is that of {done} iterations; {advice}")
