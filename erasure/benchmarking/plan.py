@@ -74,7 +74,8 @@ class BenchmarkPlan:
     """A whole benchmark; `steps` is what every training was cut to, None in a whole one.
 
     `evaluation` has fields of EvaluationConfig and of SamplingOptions, and two counts. `num_forgotten`: so many images,
-    at least, are drawn of the prompts to forget, spread over them, where `num_images` of each would be fewer (classes: no other).
+    at least, are drawn of the prompts to forget, spread over them, where `num_images` of each would be fewer (classes:
+    no other).
     `num_unseen`: so many prompts that show it in other words, or beside other things, and that no method was given, are
     taken from the captions of the model's data for the column UA unseen.
     """
