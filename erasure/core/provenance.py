@@ -18,12 +18,10 @@ from erasure.core.errors import ModelError
 KEY = "erasure"
 SIDECAR = "provenance.json"  # in a folder; beside a file it has the file's name
 HEADER_LIMIT = 900_000  # characters; programs read a header whole, and some show it
-# What a cleaned model's `info` says of its past, for whoever erases from it next.
-MARKS = ("erased", "erased_classes", "erased_values", "erased_concepts")
 
 
-def provenance_of(document: Mapping[str, Any], info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The provenance of a run, from its run.json and the `info` of its cleaned model."""
+def provenance_of(document: Mapping[str, Any], marks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The provenance of a run, from its run.json and the `marks` of its cleaned model."""
     settings, trained, result = document["settings"], document["trained"], document.get("result", {})
     return {
         "tool": f"erasure {version('erasure')}",
@@ -46,7 +44,7 @@ def provenance_of(document: Mapping[str, Any], info: Mapping[str, Any] | None = 
         "relative_change": trained.get("relative_change"),
         "metrics": {name: _score(score) for name, score in result.get("metrics", {}).items()},
         "versions": document["versions"],
-        "marks": {key: info[key] for key in MARKS if key in info} if info else {},
+        "marks": dict(marks or {}),
     }
 
 

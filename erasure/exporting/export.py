@@ -17,7 +17,7 @@ from torch import Tensor
 from erasure.core.errors import ModelError, NotApplicableError, OptionError, OutputError, RunError, suggestion
 from erasure.core.files import read_json
 from erasure.core.logging import log_user
-from erasure.core.provenance import MARKS, SIDECAR, name_of, provenance_of, read_provenance
+from erasure.core.provenance import SIDECAR, name_of, provenance_of, read_provenance
 from erasure.core.run_dir import read_record
 from erasure.exporting.components import Original, original
 from erasure.exporting.writers import FORMATS, Cleaned, ExportOptions, settled, write
@@ -54,7 +54,7 @@ def export(
     _check_free(target, document["trained"])
     model = load_model(folder)
     _check_changed(folder, document, model)
-    provenance, settings = provenance_of(document, model.info), document["settings"]
+    provenance, settings = provenance_of(document, model.marks), document["settings"]
     before, place = _original(folder, settings, base, model)
     cleaned = Cleaned(before, model, provenance, _template(place))
     settled(form, cleaned, target, manner)
@@ -147,7 +147,8 @@ def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | 
         provenance = _of_relative(provenance, model, base.hash, found)
     _check_free(target, {"hash": found})
     _put(base, moved, provenance)
-    written = write(form, replace(cleaned, provenance=_bare(provenance)), target, ExportOptions(number_format))
+    provenance = {**_bare(provenance), "marks": base.marks}
+    written = write(form, replace(cleaned, provenance=provenance), target, ExportOptions(number_format))
     return _result(target, "delta applied", written)
 
 
@@ -180,10 +181,10 @@ def _put(model: Model, tensors: Mapping[str, Tensor], provenance: Mapping[str, A
     model.network.load_state_dict(tensors, assign=True)
     for name in ("weights_dtype", "erase"):
         model.info.pop(name, None)
-    for key, value in provenance.get("marks", {}).items():
-        if key in MARKS:
-            own = model.info.get(key, [])
-            model.info[key] = [*own, *(mark for mark in value if mark not in own)] if isinstance(value, list) else value
+    marks = provenance.get("marks", {})
+    if not isinstance(marks, dict):
+        raise ModelError("the delta's provenance is damaged: its marks are not a JSON object")
+    model.add_marks(marks)
 
 
 def _bare(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,20 @@ class Examples(NamedTuple):
         """Both in one, for one forward pass."""
         inputs = tuple(torch.cat(pair) for pair in zip(first.inputs, second.inputs, strict=True))
         return Examples(inputs, torch.cat([first.target, second.target]), torch.cat([first.weight, second.weight]))
+
+
+class Marks(TypedDict, total=False):
+    """What a model's `info` says of its past; it goes with the weights into every export and comes back with them."""
+
+    erased: dict[str, Any]  # the last erasure: model_hash, forget, method, mask, seed
+    erased_classes: list[int]
+    erased_values: list[list[str]]  # (domain, value) pairs that prompts showed
+    erased_concepts: list[str]
+    erased_samples: list[str]  # forget sets, as `--forget` takes them
+    steering: dict[str, Any]
+
+
+MARKS = tuple(Marks.__annotations__)
 
 
 class Model(ABC):
@@ -159,6 +173,20 @@ class Model(ABC):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in order of their labels; empty when the model knows none."""
         return tuple(self.info.get("class_names", ()))
+
+    @property
+    def marks(self) -> Marks:
+        """What was erased from it before, and how."""
+        found: Any = {key: self.info[key] for key in MARKS if key in self.info}
+        return copy.deepcopy(found)
+
+    def add_marks(self, marks: Mapping[str, Any]) -> None:
+        """Add what another model's `marks` say: lists are joined, anything else takes the place of its own."""
+        for key in MARKS:
+            if key in marks:
+                new, own = marks[key], self.info.get(key, [])
+                joined = isinstance(new, list) and isinstance(own, list)
+                self.info[key] = [*own, *(mark for mark in new if mark not in own)] if joined else new
 
     @property
     def erased_classes(self) -> tuple[int, ...]:

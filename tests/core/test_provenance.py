@@ -80,7 +80,7 @@ def test_a_run_becomes_provenance_without_its_paths():
         "result": {"metrics": {"ua": {**score(1.0, 2, None), "details": {"long": 1}}}},
         "versions": {},
     }
-    found = provenance_of(document, {"erased_concepts": ["cat"], "channels": 3})
+    found = provenance_of(document, {"erased_concepts": ["cat"]})
     assert found["base"] == "sd15.safetensors" and found["mask"] == "mask.safetensors" and found["anchor"] == [""]
     assert "/home/" not in json.dumps(found)
     assert found["marks"] == {"erased_concepts": ["cat"]} and found["metrics"] == {"ua": score(1.0, 2, None)}
