@@ -67,7 +67,7 @@ def _fit(parser: Parser, argv: Sequence[str]) -> Answer:
         seed=values.seed,
         likely=values.likely,
     )
-    return {"out": values.out, **result}, values.json, lines_of
+    return result.to_dict(), values.json, lines_of
 
 
 def _forget(parser: Parser, argv: Sequence[str]) -> Answer:
@@ -76,19 +76,19 @@ def _forget(parser: Parser, argv: Sequence[str]) -> Answer:
     )
     values = parser.read(argv)
     result = import_module("erasure.exact").forget(values.folder, values.ids)
-    return {"folder": values.folder, **result}, values.json, lines_of
+    return result.to_dict(), values.json, lines_of
 
 
 def _predict(parser: Parser, argv: Sequence[str]) -> Answer:
     parser.add_argument("--images", required=True, metavar="PATH", help="an image, or a folder of images")
     values = parser.read(argv)
-    return import_module("erasure.exact").predict(values.folder, values.images), values.json, _said
+    return import_module("erasure.exact").predict(values.folder, values.images).to_dict(), values.json, _said
 
 
 def _verify(parser: Parser, argv: Sequence[str]) -> Answer:
     values = parser.read(argv)
     result = import_module("erasure.exact").verify(values.folder)
-    return {"folder": values.folder, **result}, values.json, _verified
+    return result.to_dict(), values.json, _verified
 
 
 def _said(result: Any) -> str:

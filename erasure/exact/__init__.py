@@ -1,8 +1,8 @@
-"""Exact unlearning: classifiers kept as small services on disk that answer requests to forget, sample by sample.
+"""Exact unlearning: classifiers kept as services on disk that forget single samples on request.
 
 A method divides the samples over units (shards, or classes) and each unit over slices; a unit is trained in stages,
 stage k on slices 1 to k from the state of stage k - 1. A stage is a pure function of the plan and of the ids it sees,
-so a request trains anew the stages that saw the ids, and ends, bit for bit, with what the plan gives without them.
+so a request retrains the stages that saw the ids, and ends, bit for bit, with the result of the plan without them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """arcane: one one-class model for each class, trained block after block (Yan et al., 2022).
 
 A request touches the models of its classes alone, and forgetting a whole class drops its model and trains nothing. The
-one-class model is an autoencoder: an image belongs to the class whose model restores it best (novelty detection by
-reconstruction error, Japkowicz et al., 1995), and squared errors per pixel compare across models as they stand, which
-distances to a learned centre do not. No model sees a sample of another class, so none has to be trained with it.
+one-class model is an autoencoder: an image belongs to the class whose model reconstructs it best (novelty detection by
+reconstruction error, Japkowicz et al., 1995). Squared errors per pixel can be compared across models without
+calibration, distances to a learned centre cannot. No model sees a sample of another class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from erasure.core.errors import OptionError
 from erasure.data import Batch, Dataset
 from erasure.data.images import to_float
-from erasure.exact.base import ExactMethod, Info, Learner
+from erasure.exact.base import DataInfo, ExactMethod, Learner
 
 
 class _Autoencoder(Learner):
@@ -36,7 +36,7 @@ class _Autoencoder(Learner):
             )
 
     def per_sample_loss(self, images: Tensor) -> Tensor:
-        """Squared error of the restored image, mean over pixels, (n,)."""
+        """Squared error of the reconstructed image, mean over pixels, (n,)."""
         flat = images.flatten(1).to(self.network[0].weight.device)
         return (self.network(flat) - flat).square().mean(1)
 
@@ -56,20 +56,21 @@ class Arcane(ExactMethod):
     crops = False
 
     hidden: Annotated[int, "width of each class's autoencoder"] = 128
-    code: Annotated[int, "numbers that an image is squeezed into"] = 12
+    code: Annotated[int, "size of the code that an image is compressed to"] = 12
     selection: Annotated[
-        Literal["none", "entropy"], "train on all samples, or on those of largest joint entropy (then frozen)"
+        Literal["none", "entropy"],
+        "train on all samples, or on those of largest joint entropy (chosen once, then fixed)",
     ] = "none"
     keep: Annotated[float, "share of each class that --selection entropy keeps"] = 0.5
 
     def check(self, dataset: Dataset) -> None:
-        """Also: widths and the share that is kept."""
+        """Also check the widths and the share that --selection keeps."""
         super().check(dataset)
         if min(self.hidden, self.code) < 1 or not 0 < self.keep <= 1:
             raise OptionError("--hidden and --code must be at least 1, --keep must lie in (0, 1]")
 
     def chosen(self, dataset: Dataset) -> np.ndarray:
-        """All, or the representatives of each class."""
+        """All samples, or the representatives of each class."""
         if self.selection == "none":
             return super().chosen(dataset)
         kept = []
@@ -87,9 +88,9 @@ class Arcane(ExactMethod):
         """The class itself."""
         return label
 
-    def learner(self, info: Info, seed: int) -> Learner:
-        """An autoencoder; it is not told of which class."""
-        return _Autoencoder(info["channels"] * info["image_size"] ** 2, self.hidden, self.code, seed)
+    def learner(self, info: DataInfo, seed: int) -> Learner:
+        """An autoencoder, the same architecture for every class."""
+        return _Autoencoder(info.channels * info.image_size**2, self.hidden, self.code, seed)
 
     def combined(self, units: Sequence[int], scores: Sequence[Tensor], num_classes: int) -> Tensor:
         """Minus each model's squared error; minus infinity for a class that was forgotten."""
@@ -102,7 +103,7 @@ NOISE = 1e-2  # variance of the noise: copies of one image add next to nothing, 
 
 
 def kernel(points: np.ndarray) -> np.ndarray:
-    """Gaussian kernel (n, n) of points (n, d) in [-1, 1], plus noise; its width hangs on d alone, never on the data."""
+    """Gaussian kernel (n, n) of points (n, d) in [-1, 1], plus noise; its width depends on d alone."""
     squares = (points**2).sum(1)
     distances = np.maximum(squares[:, None] + squares - 2 * points @ points.T, 0.0)
     return np.exp(-distances / (0.5 * points.shape[1])) + NOISE * np.eye(len(points))

@@ -1,9 +1,9 @@
-"""What an exact method is: how it divides the samples, what learns from a unit of them, how the units answer."""
+"""The interface of an exact method: how it divides the samples, what learns from a unit, how units are combined."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,20 +12,25 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import OptionError
+from erasure.core.records import Record
 from erasure.data import Batch, Dataset
 from erasure.training.recipes import ClassifierRecipe
 
-Info = Mapping[str, Any]  # what a learner must know of the data: channels, image_size, class_names
 
+@dataclass(frozen=True)
+class DataInfo(Record):
+    """What a learner must know of the data set: its channels, image size in pixels, classes and name."""
 
-def info_of(dataset: Dataset) -> dict[str, Any]:
-    """What a learner must know of `dataset`."""
-    return {
-        "channels": dataset.images.shape[3],
-        "image_size": dataset.images.shape[1],
-        "class_names": list(dataset.class_names),
-        "data": dataset.name,
-    }
+    channels: int
+    image_size: int
+    class_names: tuple[str, ...]
+    data: str
+
+    @staticmethod
+    def of(dataset: Dataset) -> DataInfo:
+        """The facts of `dataset`."""
+        _, size, _, channels = dataset.images.shape
+        return DataInfo(channels, size, tuple(dataset.class_names), dataset.name)
 
 
 class Learner(ABC):
@@ -35,16 +40,16 @@ class Learner(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The mean loss of a batch; all chance comes from `generator`."""
+        """The mean loss of a batch; all random numbers come from `generator`."""
 
     @abstractmethod
     def scores(self, images: Tensor) -> Tensor:
-        """What the unit says of images (n, c, h, w) in [-1, 1], on the CPU; (n,) or (n, classes)."""
+        """The unit's scores of images (n, c, h, w) in [-1, 1], on the CPU: (n,) or (n, classes)."""
 
 
 @dataclass(frozen=True)
 class ExactMethod(ABC):
-    """Settings that every exact method has; a unit is named by its kind and number, such as shard-3."""
+    """The settings that every exact method has. A unit is named by its kind and number, such as shard-3."""
 
     kind: ClassVar[str]
     crops: ClassVar[bool] = True
@@ -60,7 +65,7 @@ class ExactMethod(ABC):
     threads: Annotated[int, "threads of the training, which decide the last bits"] = 1
 
     def check(self, dataset: Dataset) -> None:
-        """Raise OptionError for a value outside its range, or images that no learner takes."""
+        """Raise OptionError for a value outside its range, or for images that no learner accepts."""
         if self.slices < 1 or self.threads < 1 or not 0 < self.epochs < float("inf"):
             raise OptionError("--slices and --threads must be at least 1, --epochs above 0")
         names = ("batch_size", "learning_rate", "optimizer", "weight_decay", "momentum", "clip_norm")
@@ -85,12 +90,12 @@ class ExactMethod(ABC):
 
     @abstractmethod
     def unit_of(self, sample: int, label: int, seed: int) -> int:
-        """The unit of a sample, from its own id and label alone."""
+        """The unit of a sample, which depends on the sample's id and label alone."""
 
     @abstractmethod
-    def learner(self, info: Info, seed: int) -> Learner:
+    def learner(self, info: DataInfo, seed: int) -> Learner:
         """An untrained learner with random weights from `seed`."""
 
     @abstractmethod
     def combined(self, units: Sequence[int], scores: Sequence[Tensor], num_classes: int) -> Tensor:
-        """Scores (n, classes), the highest of which is the answer, from what each of the numbered `units` says."""
+        """Scores (n, classes) from the scores of the numbered `units`; the highest one is the prediction."""

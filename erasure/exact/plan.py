@@ -6,11 +6,10 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +19,14 @@ from erasure.core.config import build
 from erasure.core.distributed import device
 from erasure.core.errors import RunError
 from erasure.core.files import read_json, write_json
+from erasure.core.records import Facts, Record
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import differences, fingerprint, versions
 from erasure.data import Dataset, load_dataset
-from erasure.exact.base import ExactMethod, info_of
+from erasure.exact.base import DataInfo, ExactMethod
 
 Units = dict[str, list[list[int]]]
+Environment = Mapping[str, str | int]
 NUMERIC = ("python", "torch", "transformers", "numpy")  # the packages that decide the bits
 
 
@@ -46,25 +47,38 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class ExactPlan:
-    """All that a state depends on besides the samples themselves."""
+class DataSource(Record):
+    """How the data set was given: its name or place, where named sets lie, and the image size, if one was set."""
+
+    data: str
+    data_dir: str | None
+    image_size: int | None
+
+    def load(self, split: str = "train") -> Dataset:
+        """The data as it is on disk now."""
+        return load_dataset(self.data, split, self.data_dir, self.image_size)
+
+
+@dataclass(frozen=True)
+class ExactPlan(Record):
+    """Everything that a state depends on, except the samples themselves."""
 
     method_name: str
-    options: dict[str, Any]
+    options: Facts
     seed: int
-    source: dict[str, Any]
+    source: DataSource
     data_hash: str
     num_samples: int
-    info: dict[str, Any]
+    info: DataInfo
     units: Units
-    environment: dict[str, Any]
+    environment: Environment
 
     @staticmethod
     def draw(
         method_name: str,
         method: ExactMethod,
         dataset: Dataset,
-        source: dict[str, Any],
+        source: DataSource,
         seed: int,
         likely: Collection[int],
     ) -> ExactPlan:
@@ -78,29 +92,25 @@ class ExactPlan:
             unit = f"{method.kind}-{method.unit_of(sample, int(dataset.labels[sample]), seed)}"
             number = method.slices - 1 if sample in marked else derive_seed(seed, "slice", sample) % method.slices
             units[unit][number].append(sample)
-        facts = (source, dataset.hash, len(dataset), info_of(dataset), units, environment(method.threads))
+        facts = (source, dataset.hash, len(dataset), DataInfo.of(dataset), units, environment(method.threads))
         return ExactPlan(method_name, asdict(method), seed, *facts)
 
     @staticmethod
     def read(folder: Path) -> ExactPlan:
-        """The plan of a service; raises RunError where there is none or it is damaged."""
+        """The plan of a service; raises RunError when there is none or it is damaged."""
         path = folder / "plan.json"
         if not path.is_file():
-            raise RunError(f"{folder} is no folder of `erasure exact fit`: it holds no plan.json")
-        document = read_json(path)
-        names = {field.name for field in fields(ExactPlan)}
-        if set(document) != names or not isinstance(document["units"], dict):
-            raise RunError(f"{path} is not a plan: expected exactly {', '.join(sorted(names))}")
-        return ExactPlan(**document)
+            raise RunError(f"{folder} is not a folder of `erasure exact fit`: it has no plan.json")
+        return ExactPlan.from_dict(read_json(path), f"{path} is damaged")
 
     def write(self, folder: Path) -> None:
         """Write plan.json, atomically."""
-        write_json(folder / "plan.json", asdict(self))
+        write_json(folder / "plan.json", self.to_dict())
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the plan; every state carries it."""
-        return fingerprint(asdict(self))
+        return fingerprint(self.to_dict())
 
     @cached_property
     def method(self) -> ExactMethod:
@@ -109,13 +119,13 @@ class ExactPlan:
         return method
 
     def stages(self, deleted: Collection[int]) -> list[Stage]:
-        """The stages that are left without `deleted`, each after its parent; a stage without samples is none."""
-        gone, found = set(deleted), []
+        """The stages without the ids `deleted`, each after its parent; stages without samples are left out."""
+        forgotten, found = set(deleted), []
         for unit, slices in self.units.items():
             seen: list[int] = []
             parent = None
             for number, ids in enumerate(slices, start=1):
-                seen += [sample for sample in ids if sample not in gone]
+                seen += [sample for sample in ids if sample not in forgotten]
                 if seen:
                     name = f"{unit}-stage-{number}-{ids_hash(seen)[:32]}"
                     found.append(Stage(unit, number, tuple(sorted(seen)), name, parent))
@@ -123,13 +133,13 @@ class ExactPlan:
         return found
 
     def samples(self, stages: Collection[Stage]) -> float:
-        """Samples that `stages` are trained on, each as often as it is seen."""
+        """How many samples `stages` see in training, each counted as often as it is seen."""
         return self.method.stage_epochs * sum(len(stage.ids) for stage in stages)
 
     def naive_samples(self, deleted: Collection[int]) -> float:
-        """The same for one model that is trained anew, from nothing, on all that is left."""
-        gone = set(deleted)
-        left = sum(sample not in gone for slices in self.units.values() for ids in slices for sample in ids)
+        """The same for one model that is retrained from nothing on all remaining samples."""
+        forgotten = set(deleted)
+        left = sum(sample not in forgotten for slices in self.units.values() for ids in slices for sample in ids)
         return self.method.epochs * left
 
     def last_stages(self, deleted: Collection[int]) -> list[Stage]:
@@ -137,16 +147,16 @@ class ExactPlan:
         return list({stage.unit: stage for stage in self.stages(deleted)}.values())
 
     def dataset(self, split: str = "train") -> Dataset:
-        """The data as it lies on disk now."""
-        return load_dataset(self.source["data"], split, self.source["data_dir"], self.source["image_size"])
+        """The data as it is on disk now."""
+        return self.source.load(split)
 
     def check_environment(self) -> None:
-        """Raise RunError where training here would not give the same bits, naming the first difference."""
+        """Raise RunError when training here would not give the same bits; the message names what differs."""
         found = differences(self.environment, environment(self.method.threads))
         if found:
             raise RunError(
-                f"the plan is of another machine or other versions ({'; '.join(found[:3])}), so its states cannot be "
-                "made again bit for bit: go back to those, or fit anew here"
+                f"the plan was made on another machine or with other versions ({'; '.join(found[:3])}), so its states "
+                "cannot be reproduced bit for bit: use that machine and those versions, or fit again here"
             )
 
 
@@ -166,7 +176,7 @@ def without(dataset: Dataset, deleted: Collection[int]) -> Dataset:
     return subset(dataset, set(range(len(dataset))) - set(deleted))
 
 
-def environment(threads: int) -> dict[str, Any]:
+def environment(threads: int) -> Environment:
     """What decides the bits besides the plan: versions, processor, device, threads."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RunError("exact unlearning runs in one process: start it without `accelerate launch`")
@@ -178,7 +188,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, and the instructions that PyTorch uses of it."""
+    """The processor's name, if the system reports it, and the instruction set that PyTorch uses."""
     path, name = Path("/proc/cpuinfo"), platform.processor()
     if path.is_file():
         lines = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())

@@ -1,7 +1,7 @@
 """sisa: sharded, isolated, sliced, aggregated training (Bourtoule et al., 2021).
 
 S classifiers, each on a shard of its own, trained slice after slice. A request costs (1/S)(2/3 + 1/(3R)) of a whole
-retraining on average, where it falls on a sample drawn evenly. The shard and slice of a sample hang on its id alone.
+retraining on average, for a sample drawn uniformly. The shard and slice of a sample depend on its id alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from erasure.core.errors import OptionError
 from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
-from erasure.exact.base import ExactMethod, Info, Learner, info_of
+from erasure.exact.base import DataInfo, ExactMethod, Learner
 from erasure.models.classifier import Classifier
 
 
@@ -42,11 +42,11 @@ class Sisa(ExactMethod):
     aggregate: Annotated[Literal["mean", "vote"], "the shards' mean probability, or the majority of them"] = "mean"
 
     def check(self, dataset: Dataset) -> None:
-        """Also: shards, and an architecture that is known and takes these images."""
+        """Also check the number of shards, and that the architecture exists and accepts these images."""
         super().check(dataset)
         if self.shards < 1:
             raise OptionError(f"--shards {self.shards} must be at least 1")
-        self.learner(info_of(dataset), 0)
+        self.learner(DataInfo.of(dataset), 0)
 
     def num_units(self, num_classes: int) -> int:
         """One a shard."""
@@ -56,9 +56,9 @@ class Sisa(ExactMethod):
         """By the hash of the id."""
         return derive_seed(seed, "shard", sample) % self.shards
 
-    def learner(self, info: Info, seed: int) -> Learner:
+    def learner(self, info: DataInfo, seed: int) -> Learner:
         """A classifier over all classes."""
-        return _Shard(Classifier.new(self.arch, dict(info), seed))
+        return _Shard(Classifier.new(self.arch, info.to_dict(), seed))
 
     def combined(self, units: Sequence[int], scores: Sequence[Tensor], num_classes: int) -> Tensor:
         """Mean probability, or share of the votes; of equal shares the first class wins."""

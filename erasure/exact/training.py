@@ -1,7 +1,7 @@
-"""Training of one stage, a pure function of the plan, the ids and their samples; and the state that it ends in.
+"""Training of one stage: a pure function of the plan, the ids and their samples, which ends in a saved state.
 
-The loop is its own: a stage begins and ends with the optimiser's state, which `optimise` keeps to itself, and needs no
-record of its steps, no checkpoint within, no mask, and no second process.
+It has its own loop: a stage begins and ends with the optimiser's state, which `training.loop` does not expose, and
+needs no log of steps, no checkpoint within a stage, no mask, and no second process.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SUFFIX = ".safetensors"
 
 
 def train_stage(plan: ExactPlan, stage: Stage, dataset: Dataset, folder: Path) -> str:
-    """Train `stage` from its parent's state, or from random weights, and save its own in `folder`; returns its hash.
+    """Train `stage` from its parent's state, or from random weights, and save its state in `folder`; returns its hash.
 
-    Raises DivergedError when the loss leaves the finite numbers.
+    Raises DivergedError when the loss is no longer finite.
     """
     method, place = plan.method, device()
     seed = derive_seed(plan.seed, "stage", stage.unit, stage.number)
@@ -55,7 +55,7 @@ def train_stage(plan: ExactPlan, stage: Stage, dataset: Dataset, folder: Path) -
             norm = nn.utils.clip_grad_norm_(parameters, method.clip_norm or math.inf)
             if not math.isfinite(loss.item() + norm.item()):
                 raise DivergedError(
-                    f"{stage.name} diverged at step {step}: fit anew with a lower --learning-rate",
+                    f"{stage.name} diverged at step {step}: fit again with a lower --learning-rate",
                     0,
                 )
             optimizer.step()
@@ -66,9 +66,9 @@ def train_stage(plan: ExactPlan, stage: Stage, dataset: Dataset, folder: Path) -
 
 @contextlib.contextmanager
 def pinned(threads: int, place: torch.device) -> Iterator[None]:
-    """So many threads, deterministic kernels alone, and random draws of one's own; all is put back afterwards.
+    """Set the number of threads, deterministic kernels and a separate random state; restore all of them afterwards.
 
-    Raises RunError when the threads cannot be had.
+    Raises RunError when this number of threads cannot be set.
     """
     before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     if place.type == "cuda":  # cuBLAS is deterministic only with a workspace of fixed size
@@ -76,7 +76,7 @@ def pinned(threads: int, place: torch.device) -> Iterator[None]:
     torch.set_num_threads(threads)
     try:
         if torch.get_num_threads() != threads:
-            raise RunError(f"the plan was fitted with {threads} threads, which are not to be had here")
+            raise RunError(f"the plan was fitted with {threads} threads, which cannot be set here")
         torch.use_deterministic_algorithms(True)
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
             yield

@@ -21,8 +21,8 @@ from erasure.exact import fit, forget, predict, verify
 from erasure.exact import plan as plan_module
 from erasure.exact import service as service_module
 from erasure.exact.arcane import Arcane, kernel, representatives
-from erasure.exact.hash_log import HashLog
-from erasure.exact.plan import ExactPlan
+from erasure.exact.hash_log import HashLog, RequestEvent
+from erasure.exact.plan import DataSource, ExactPlan
 from erasure.exact.sisa import Sisa
 from erasure.exact.training import pinned, train_stage
 from erasure.formats.safetensors_io import read_tensors
@@ -30,6 +30,7 @@ from erasure.formats.safetensors_io import read_tensors
 SIZES = {"a": 9, "b": 8, "c": 1}  # one class has one sample
 COUNT = sum(SIZES.values())
 TINY = {"slices": 3, "epochs": 2.0, "batch_size": 4}
+SOURCE = DataSource("digits", None, None)
 METHODS = {
     "sisa": Sisa(arch="softmax-digits", shards=3, **TINY),
     "arcane": Arcane(hidden=8, code=2, **TINY),
@@ -98,7 +99,7 @@ def test_any_requests_end_with_the_bits_of_training_without_the_samples(fitted, 
             forget(folder, ids - deleted)
             deleted |= ids
     assert contents(folder) == from_nothing(ExactPlan.read(folder), deleted, root / "reference")
-    assert verify(folder)["exact"]
+    assert verify(folder).exact
 
 
 def test_batch_norm_and_the_optimiser_are_part_of_a_state(data, tmp_path):
@@ -136,15 +137,15 @@ def test_a_request_retrains_from_the_first_affected_slice_and_nothing_else(servi
     assert [(stage.unit, stage.number) for stage in seen] == [(unit, 2), (unit, 3)]
     sizes = [len(stage.ids) for stage in seen]
     assert sizes == [len(slices[0]) + len(slices[1]) - 1, sum(map(len, slices)) - 1]
-    assert result["retrained_samples"] == sum(sizes) * 2 * 2 / (3 + 1)  # 2 epochs over 3 slices: 2 e / (R + 1)
-    assert result["naive_samples"] == 2 * (COUNT - 1)
-    assert len(set(before) - set(contents(folder))) == 2 == result["removed_files"]
+    assert result.retrained_samples == sum(sizes) * 2 * 2 / (3 + 1)  # 2 epochs over 3 slices: 2 e / (R + 1)
+    assert result.naive_samples == 2 * (COUNT - 1)
+    assert len(set(before) - set(contents(folder))) == 2 == result.removed_files
 
 
 def test_the_benchmark_counts_what_a_request_retrains(service, digits, monkeypatch):
     folder = service("sisa")
     counted = benchmark.cost(ExactPlan.read(folder), [[4, 12]])
-    assert forget(folder, [4, 12])["share_of_naive"] == pytest.approx(counted, abs=1e-6)
+    assert forget(folder, [4, 12]).share_of_naive == pytest.approx(counted, abs=1e-6)
     monkeypatch.setattr(benchmark, "REQUESTS", 60)
     found = {name.partition(" / ")[0]: value for name, value in benchmark.measure().items()}
     expected = (2 / 3 + 1 / 15) / 10  # (1/S)(2/3 + 1/(3R)) for 10 shards, or classes, of 5 slices
@@ -158,30 +159,30 @@ def test_forgetting_a_class_of_arcane_drops_its_model_and_trains_nothing(service
     monkeypatch.setattr(service_module, "train_stage", None)
     monkeypatch.setattr(plan_module, "environment", lambda threads: {"torch": "another"})  # no training, so no matter
     result = forget(folder, range(9))
-    assert result["retrained_states"] == 0 and not list((folder / "states").glob("class-0-*"))
-    said = predict(folder, data / "train" / "a")["predictions"]
-    assert len(said) == 9 and not any(found["class"] == "a" for found in said)
+    assert result.retrained_states == 0 and not list((folder / "states").glob("class-0-*"))
+    said = predict(folder, data / "train" / "a").predictions
+    assert len(said) == 9 and not any(found.class_name == "a" for found in said)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_everything_may_be_forgotten(service, data, name):
     folder = service(name)
     result = forget(folder, range(COUNT))
-    assert contents(folder) == {} and result["retrained_states"] == 0
+    assert contents(folder) == {} and result.retrained_states == 0
     with pytest.raises(RunError, match="no model is left"):
         predict(folder, data)
-    assert verify(folder)["exact"] and verify(folder)["test_accuracy"] is None
+    assert verify(folder).exact and verify(folder).test_accuracy is None
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "vote"])
 def test_more_shards_than_samples_leave_empty_ones_without_a_say(data, tmp_path, aggregate):
     method = replace(METHODS["sisa"], shards=50, aggregate=aggregate)
     result = fit("sisa", method, str(data), tmp_path / "service")
-    assert result["units"] == 50 and result["samples"] == COUNT
+    assert result.units == 50 and result.samples == COUNT
     forget(tmp_path / "service", [3])
-    said = predict(tmp_path / "service", data / "train" / "b")["predictions"]
-    assert len(said) == 8 and all(0 < found["score"] <= 1 for found in said)
-    assert verify(tmp_path / "service")["exact"]
+    said = predict(tmp_path / "service", data / "train" / "b").predictions
+    assert len(said) == 8 and all(0 < found.score <= 1 for found in said)
+    assert verify(tmp_path / "service").exact
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_a_request_that_stops_anywhere_is_completed_by_the_next_command(service,
                 forget(folder, [4, 12])  # it had not begun
             assert contents(folder) == contents(whole) and not (folder / "pending.json").exists()
             assert HashLog(folder / "log.jsonl").broken() == ""
-            assert len(HashLog(folder / "log.jsonl").records("request")) == 1
+            assert len(HashLog(folder / "log.jsonl").events(RequestEvent)) == 1
         assert count >= 1, name
 
 
@@ -288,6 +289,34 @@ def test_verify_sees_what_was_changed(service, change, capsys):
     assert (found["log"] != "whole") == (change == "log")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("live.json", '{"deleted": [1], "data_hash": "x"}', "live.json is damaged: it has no 'states'"),
+        (
+            "pending.json",
+            '{"request": "one", "ids": [], "data_hash": "x"}',
+            "request is 'one', expected a whole number",
+        ),
+        ("plan.json", '{"seed": 1}', "plan.json is damaged: it has no 'method_name'"),
+        ("live.json", "[", "is not readable JSON"),
+    ],
+)
+def test_a_damaged_file_is_one_line(service, refused, name, text, said):
+    folder = service("sisa")
+    (folder / name).write_text(text)
+    assert said in refused("exact", "verify", folder)
+
+
+def test_a_line_of_another_shape_is_no_log_entry(service):
+    folder = service("sisa")
+    forget(folder, [1])
+    log = HashLog(folder / "log.jsonl")
+    lines = log.path.read_text().splitlines(keepends=True)
+    log.path.write_text("".join([*lines[:-1], lines[-1].replace('"removed": [', '"removed": [3, ')]))
+    assert log.broken() == f"line {len(lines)} is not a log entry" and not verify(folder).exact
+
+
 def test_a_changed_state_is_neither_trained_on_nor_asked(service, data):
     folder = service("sisa")
     slices = ExactPlan.read(folder).units["shard-0"]
@@ -299,7 +328,7 @@ def test_a_changed_state_is_neither_trained_on_nor_asked(service, data):
         forget(folder, slices[2][:1])
     state.unlink()
     forget(folder, slices[2][:1])
-    assert verify(folder)["exact"]
+    assert verify(folder).exact
     last = next((folder / "states").glob("shard-0-stage-3-*"))
     last.write_bytes(raw)
     with pytest.raises(RunError, match="is not what live"):
@@ -311,7 +340,7 @@ def test_the_data_may_lose_what_was_forgotten_and_nothing_else(data, tmp_path):
     fit("arcane", METHODS["arcane"], str(own), tmp_path / "service")
     forget(tmp_path / "service", [0])
     write_png(own / "train" / "a" / "0.png", np.zeros((8, 8, 1), np.uint8))
-    assert verify(tmp_path / "service")["exact"]
+    assert verify(tmp_path / "service").exact
     forget(tmp_path / "service", [2])
     write_png(own / "train" / "a" / "1.png", np.zeros((8, 8, 1), np.uint8))
     for request in (lambda: verify(tmp_path / "service"), lambda: forget(tmp_path / "service", [3])):
@@ -338,16 +367,18 @@ def test_the_second_of_two_requests_at_once_is_told(service):
 
 def test_likely_samples_come_last_and_the_others_stay_where_they_are(data):
     dataset = load_dataset(str(data))
-    plain, sorted_ = (ExactPlan.draw("sisa", METHODS["sisa"], dataset, {}, 1, likely).units for likely in ((), (0, 5)))
+    plain, sorted_ = (
+        ExactPlan.draw("sisa", METHODS["sisa"], dataset, SOURCE, 1, likely).units for likely in ((), (0, 5))
+    )
     for unit, slices in sorted_.items():
         assert set(slices[2]) == set(plain[unit][2]) | ({0, 5} & {i for ids in plain[unit] for i in ids})
         assert [set(ids) for ids in slices[:2]] == [set(ids) - {0, 5} for ids in plain[unit][:2]]
 
 
 def test_a_sample_stays_in_its_slice_whatever_else_there_is(digits):
-    whole = ExactPlan.draw("sisa", Sisa(arch="softmax-digits"), digits, {}, 1, ()).units
+    whole = ExactPlan.draw("sisa", Sisa(arch="softmax-digits"), digits, SOURCE, 1, ()).units
     part = replace(digits, images=digits.images[:300], labels=digits.labels[:300])
-    for unit, slices in ExactPlan.draw("sisa", Sisa(arch="softmax-digits"), part, {}, 1, ()).units.items():
+    for unit, slices in ExactPlan.draw("sisa", Sisa(arch="softmax-digits"), part, SOURCE, 1, ()).units.items():
         assert slices == [[i for i in ids if i < 300] for ids in whole[unit]]
 
 
@@ -365,12 +396,12 @@ def test_representatives_are_the_greedy_choice_by_log_determinant():
 
 def test_a_selection_is_frozen_and_says_so(data, tmp_path):
     method = replace(METHODS["arcane"], selection="entropy", keep=0.5)
-    assert fit("arcane", method, str(data), tmp_path / "service")["samples"] == 4 + 4 + 1
+    assert fit("arcane", method, str(data), tmp_path / "service").samples == 4 + 4 + 1
     chosen = {i for slices in ExactPlan.read(tmp_path / "service").units.values() for ids in slices for i in ids}
     unused = sorted(set(range(COUNT)) - chosen)[:2]
-    assert forget(tmp_path / "service", unused)["retrained_states"] == 0
+    assert forget(tmp_path / "service", unused).retrained_states == 0
     found = verify(tmp_path / "service")
-    assert found["exact"] and any("selection" in sentence for sentence in found["not_claimed"])
+    assert found.exact and any("selection" in sentence for sentence in found.not_claimed)
 
 
 @pytest.mark.parametrize(
@@ -382,9 +413,9 @@ def test_a_selection_is_frozen_and_says_so(data, tmp_path):
 )
 def test_the_units_together_tell_digits_apart(name, method, least, tmp_path):
     result = fit(name, method, "digits", tmp_path / "service")
-    assert result["test_accuracy"] > least
+    assert result.test_accuracy > least
     found = forget(tmp_path / "service", [5, 17])
-    assert 0 < found["share_of_naive"] < 0.7
+    assert 0 < found.share_of_naive < 0.7
 
 
 def test_the_command_line_does_all_four(data, tmp_path, capsys):
