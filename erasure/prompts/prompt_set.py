@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ from erasure.core.logging import log_user
 from erasure.core.run_dir import fingerprint
 from erasure.core.shipped import shipped
 from erasure.prompts.concept import AUDIT, concept_names
-from erasure.prompts.concept_csv import read_prompts
 from erasure.prompts.prompt_table import PromptRow, PromptTable, read_rows
 
 I2P = "i2p"
 I2P_HUB, I2P_FILE = "AIML-TUDA/i2p", "i2p_benchmark.csv"
 I2P_REVISION = "6594f223b0544fcbf63a6889417a6b9d2e40a77c"  # pinned, so that one name means one set of prompts
 I2P_ROWS = 4703
-CONCEPT_COLUMNS = {"role", "prompt", "anchor"}  # a file of ours: only what it forgets is to be drawn
 Test = Callable[[PromptRow], bool]
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -133,15 +131,7 @@ def _table(given: str) -> tuple[str, PromptTable]:
         audits = (path.stem for path in sorted((shipped("prompts") / AUDIT).glob("*.csv")))
         known = [I2P, *(f"{I2P}:{name}" for name in SUBSETS), *(AUDIT + name for name in audits), *concept_names()]
         raise OptionError(f"--prompts {given} is no file, and neither {I2P} nor a preset{suggestion(given, known)}")
-    table = read_rows(path)
-    name = given if preset else path.stem
-    return name, _forgotten(path, table) if set(table.columns) >= CONCEPT_COLUMNS else table
-
-
-def _forgotten(path: Path, table: PromptTable) -> PromptTable:
-    """What a file of prompts to forget and to retain forgets, numbered from 1."""
-    forget, _ = read_prompts(path, "--prompts")
-    return replace(table, rows=tuple(PromptRow(str(i), row.text) for i, row in enumerate(forget, start=1)))
+    return given if preset else path.stem, read_rows(path, forget_only=True)
 
 
 def _i2p_file() -> Path:

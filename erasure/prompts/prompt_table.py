@@ -7,24 +7,29 @@ CSV: prompts may have line breaks and quotes, and an empty prompt is a prompt, t
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from erasure.core.errors import DataError, OptionError
+from erasure.prompts.concept_csv import NEEDED, prompts_of
+from erasure.prompts.csv_table import (
+    CATEGORIES,
+    GUIDANCE,
+    HARD,
+    HEIGHTS,
+    ID,
+    INDEX,
+    SEEDS,
+    WIDTHS,
+    CsvTable,
+    is_score,
+    parse_table,
+    read_text,
+)
 
-# The columns that mean the same, the one that is read first in front.
-SEEDS = ("seed", "evaluation_seed", "sd_seed")
-GUIDANCE = ("guidance_scale", "guidance", "evaluation_guidance", "sd_guidance_scale")
-WIDTHS = ("width", "sd_image_width")
-HEIGHTS = ("height", "sd_image_height")
-UNNAMED = ("", "Unnamed: 0")  # an index without a name, and what pandas calls it when it writes it once more
 MULTIPLE = 8  # an autoencoder shrinks images by this factor
 SEED_LIMIT = 2**63  # what a torch generator takes
 
@@ -72,27 +77,30 @@ def prompt_rows(prompts: Sequence[str], file: str | None, limit: int | None = No
     return rows
 
 
-def read_rows(file: str | Path) -> PromptTable:
-    """The prompts of a file, in its order: a .txt with one prompt a line, or else a CSV with a column `prompt`.
+def read_rows(file: str | Path, *, forget_only: bool = False) -> PromptTable:
+    """Read the prompts of a file, in its order: a .txt with one prompt a line, or else a CSV with a column `prompt`.
 
-    A row's id is its `case_number`, or else its number in an unnamed first column, or else its place from 1. Raises
-    DataError, with the place of a broken row, for a file that cannot be read or is no such table.
+    A row's id is its `case_number`, or else its number in an unnamed first column, or else its place from 1. With
+    `forget_only`, a concept's file gives only the rows whose role is forget. Raises DataError, with the line of a
+    broken row, for a file that cannot be read or is no such table.
     """
     path = Path(file)
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"--prompts {file} is not a readable file ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"--prompts {file} is not UTF-8 text (byte {error.start}): save it as CSV in UTF-8") from error
-    if "\0" in text:
-        raise DataError(f"--prompts {file} is not a CSV: it has bytes that no text has")
+    text, file_hash = read_text(path, "--prompts")
     if path.suffix.lower() == ".txt":
-        rows, columns = _of_lines(text), list[str]()
-    else:
-        rows, columns = _of_table(text, f"--prompts {file}")
-    return PromptTable(tuple(rows), tuple(columns), hashlib.sha256(data).hexdigest())
+        return PromptTable(tuple(_of_lines(text)), (), file_hash)
+    table = parse_table(text, f"--prompts {file}")
+    if forget_only and set(table.columns) >= set(NEEDED):
+        table = _forgotten(table)
+    return PromptTable(tuple(_of_table(table)), table.columns, file_hash)
+
+
+def _forgotten(table: CsvTable) -> CsvTable:
+    """The rows of a concept's table that are to be forgotten; raises DataError when there are none."""
+    roles = [role for role, _ in prompts_of(table)]
+    rows = tuple(row for row, role in zip(table.rows, roles, strict=True) if role == "forget")
+    if not rows:
+        raise DataError(f"{table.where} names nothing to forget: add a row whose role is forget")
+    return replace(table, rows=rows)
 
 
 def _of_lines(text: str) -> list[PromptRow]:
@@ -100,64 +108,43 @@ def _of_lines(text: str) -> list[PromptRow]:
     return [PromptRow(str(number), line) for number, line in enumerate(lines, start=1)]
 
 
-def _of_table(text: str, where: str) -> tuple[list[PromptRow], list[str]]:
-    # Line breaks inside quotes are the prompt's own, so the reader must see them as they are.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-    try:
-        columns = [name.strip() for name in next(reader, [])]
-        _check_columns(columns, where)
-        given = [cells for cells in reader if cells and (len(columns) == 1 or any(map(str.strip, cells)))]
-    except csv.Error as error:
-        raise DataError(f"{where} is not a readable CSV (line {reader.line_num}: {error})") from error
-    rows = [_row(columns, cells, number, where) for number, cells in enumerate(given, start=1)]
-    if not rows:
-        raise DataError(f"{where} has no row below its first line, which names its columns")
-    first: dict[str, int] = {}
-    for number, row in enumerate(rows, start=1):
-        if first.setdefault(row.id, number) != number:
-            raise DataError(f"{where}, row {number} has the number {row.id} of row {first[row.id]}: each needs its own")
-    return rows, columns
+def _of_table(table: CsvTable) -> list[PromptRow]:
+    """The rows of a table; raises DataError, which names a broken line but never shows its prompt."""
+    if not table.rows:
+        raise DataError(f"{table.where} has no row below its first line, which names its columns")
+    found: list[PromptRow] = []
+    lines: dict[str, int] = {}
+    for number, row in enumerate(table.rows, start=1):
+        try:
+            made = _row(row.values, number)
+        except ValueError as error:
+            raise DataError(f"{table.where}, line {row.line}: {error}") from error
+        if lines.setdefault(made.id, row.line) != row.line:
+            raise DataError(
+                f"{table.where}, line {row.line} has the number {made.id} of line {lines[made.id]}: each needs its own"
+            )
+        found.append(made)
+    return found
 
 
-def _check_columns(columns: Sequence[str], where: str) -> None:
-    if not any(columns):
-        raise DataError(f"{where} is empty: expected a CSV whose first line names its columns, one of them prompt")
-    if "prompt" not in columns:
-        raise DataError(f"{where} has no column 'prompt' (it has {', '.join(name[:40] for name in columns[:20])})")
-    twice = [name for i, name in enumerate(columns) if name and name in columns[:i]]
-    if twice:
-        raise DataError(f"{where} has two columns {twice[0]!r}: leave one out")
-
-
-def _row(columns: Sequence[str], cells: Sequence[str], number: int, where: str) -> PromptRow:
-    """The row `number`; raises DataError, which names it but never shows the prompt."""
-    if len(cells) > len(columns) or len(cells) <= columns.index("prompt"):
-        raise DataError(
-            f"{where}, row {number} has {len(cells)} values for {len(columns)} columns: "
-            "put quotes around a prompt with commas"
-        )
-    values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if name}
-    if columns[0] in UNNAMED:
-        values[UNNAMED[0]] = cells[0].strip()
-    try:
-        return PromptRow(
-            _id(values, number),
-            values["prompt"],
-            _whole(values, SEEDS),
-            _guidance(values),
-            _size(values, WIDTHS),
-            _size(values, HEIGHTS),
-            tuple(part.strip() for part in values.get("categories", "").split(",") if part.strip()),
-            {name: _number(name, value) for name, value in values.items() if _is_score(name) and value},
-            _hard(values.get("hard", "")),
-        )
-    except ValueError as error:
-        raise DataError(f"{where}, row {number}: {error}") from error
+def _row(values: Mapping[str, str], number: int) -> PromptRow:
+    """The row `number`, counted from 1; raises ValueError for a cell without meaning."""
+    return PromptRow(
+        _id(values, number),
+        values["prompt"],
+        _whole(values, SEEDS),
+        _guidance(values),
+        _size(values, WIDTHS),
+        _size(values, HEIGHTS),
+        tuple(part.strip() for part in values.get(CATEGORIES, "").split(",") if part.strip()),
+        {name: _number(name, value) for name, value in values.items() if is_score(name) and value},
+        _hard(values.get(HARD, "")),
+    )
 
 
 def _id(values: Mapping[str, str], number: int) -> str:
     """A number, never words: it stands for a prompt that must not be shown."""
-    column = next((name for name in ("case_number", UNNAMED[0]) if name in values), None)
+    column = next((name for name in (ID, INDEX) if name in values), None)
     if column is None:
         return str(number)
     found = _whole(values, (column,))
@@ -200,10 +187,6 @@ def _size(values: Mapping[str, str], names: Sequence[str]) -> int | None:
     return found
 
 
-def _is_score(name: str) -> bool:
-    return name.endswith("_percentage") or name == "prompt_toxicity"
-
-
 def _number(name: str, value: str) -> float:
     try:
         found = float(value)
@@ -215,7 +198,7 @@ def _number(name: str, value: str) -> float:
 
 
 def _hard(value: str) -> bool | None:
-    known: dict[Any, bool | None] = {"": None, "0": False, "0.0": False, "false": False}
+    known: dict[str, bool | None] = {"": None, "0": False, "0.0": False, "false": False}
     known |= {"1": True, "1.0": True, "true": True}
     if value.lower() not in known:
         raise ValueError(f"hard {value[:40]!r} is neither 0 nor 1")

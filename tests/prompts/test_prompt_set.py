@@ -120,25 +120,25 @@ def test_any_table_and_text_files(tmp_path):
         ("p.csv", b"PK\x03\x04\x00\x00prompt", "is not a CSV"),
         ("p.csv", "prompt\nnaïve\n".encode("latin-1"), "is not UTF-8"),
         ("p.csv", "prompt\na\n".encode("utf-16"), "is not UTF-8"),
-        ("p.csv", b"prompt,seed\na,1\nb, c,2\n", "row 2 has 3 values for 2 columns"),
-        ("p.csv", b"seed,prompt\n1,a\n2\n", "row 2 has 1 values for 2 columns"),
-        ("p.csv", b'prompt,seed\n"a,1\n', "is not a readable CSV"),
+        ("p.csv", b"prompt,seed\na,1\nb, c,2\n", "line 3 has 3 values for 2 columns"),
+        ("p.csv", b"seed,prompt\n1,a\n2\n", "line 3 has 1 values for 2 columns"),
+        ("p.csv", b'prompt,seed\n"a,1\n', "line 2 is not readable"),
         ("p.csv", b"prompt,prompt\na,b\n", "two columns 'prompt'"),
-        ("p.csv", b"prompt,case_number\na,4\nb,5\nc,4.0\n", "row 3 has the number 4 of row 1"),
-        ("p.csv", b"prompt,case_number\na,4\nb,\n", "row 2: case_number is empty"),
-        ("p.csv", b",prompt\n0,a\n0,b\n", "row 2 has the number 0 of row 1"),
-        ("p.csv", b",prompt\nx,a\n", "row 1: the unnamed column 'x' is not a whole number"),
-        ("p.csv", b"prompt,seed\na,1\nb,-1\n", "row 2: seed '-1' is not a whole number"),
-        ("p.csv", b"prompt,seed\na,1.5\n", "row 1: seed '1.5'"),
-        ("p.csv", b"prompt,seed\na,1e9\n", "row 1: seed '1e9'"),
-        ("p.csv", b"prompt,seed\na,9223372036854775808\n", "row 1: seed"),
-        ("p.csv", b"prompt,guidance\na,much\n", "row 1: guidance 'much' is not a number"),
-        ("p.csv", b"prompt,guidance\na,nan\n", "row 1: guidance 'nan' is not a number"),
-        ("p.csv", b"prompt,guidance\na,-1\n", "row 1: guidance '-1' is below 0"),
-        ("p.csv", b"prompt,width\na,512\nb,500\n", "row 2: width 500 is not a multiple of 8"),
-        ("p.csv", b"prompt,sd_image_height\na,0\n", "row 1: sd_image_height 0"),
-        ("p.csv", b"prompt,nudity_percentage\na,high\n", "row 1: nudity_percentage 'high'"),
-        ("p.csv", b"prompt,hard\na,maybe\n", "row 1: hard 'maybe'"),
+        ("p.csv", b"prompt,case_number\na,4\nb,5\nc,4.0\n", "line 4 has the number 4 of line 2"),
+        ("p.csv", b"prompt,case_number\na,4\nb,\n", "line 3: case_number is empty"),
+        ("p.csv", b",prompt\n0,a\n0,b\n", "line 3 has the number 0 of line 2"),
+        ("p.csv", b",prompt\nx,a\n", "line 2: the unnamed column 'x' is not a whole number"),
+        ("p.csv", b"prompt,seed\na,1\nb,-1\n", "line 3: seed '-1' is not a whole number"),
+        ("p.csv", b"prompt,seed\na,1.5\n", "line 2: seed '1.5'"),
+        ("p.csv", b"prompt,seed\na,1e9\n", "line 2: seed '1e9'"),
+        ("p.csv", b"prompt,seed\na,9223372036854775808\n", "line 2: seed"),
+        ("p.csv", b"prompt,guidance\na,much\n", "line 2: guidance 'much' is not a number"),
+        ("p.csv", b"prompt,guidance\na,nan\n", "line 2: guidance 'nan' is not a number"),
+        ("p.csv", b"prompt,guidance\na,-1\n", "line 2: guidance '-1' is below 0"),
+        ("p.csv", b"prompt,width\na,512\nb,500\n", "line 3: width 500 is not a multiple of 8"),
+        ("p.csv", b"prompt,sd_image_height\na,0\n", "line 2: sd_image_height 0"),
+        ("p.csv", b"prompt,nudity_percentage\na,high\n", "line 2: nudity_percentage 'high'"),
+        ("p.csv", b"prompt,hard\na,maybe\n", "line 2: hard 'maybe'"),
         ("p.txt", b"a\xff", "is not UTF-8"),
     ],
 )
@@ -258,6 +258,12 @@ def test_presets_give_what_they_forget(tmp_path):
     own.write_text("role,prompt,anchor\nretain,a dog,\nforget,a cat,a dog\n")
     found = load_prompt_set(str(own))
     assert [(row.id, row.prompt) for row in found.rows] == [("1", "a cat")] and found.name == "own"
+    own.write_text("role,prompt,anchor\nretain,a dog,\n")
+    with pytest.raises(DataError, match="names nothing to forget"):
+        load_prompt_set(str(own))
+    own.write_text("role,prompt,anchor\nforgot,a dog,\n")
+    with pytest.raises(DataError, match="line 2: the role 'forgot' must be forget or retain"):
+        load_prompt_set(str(own))
 
 
 def test_hashes_cover_what_decides_the_images(traps, tmp_path):
