@@ -295,15 +295,14 @@ def metrics(
         return {"metrics": kept["metrics"], "not_measured": gone}, of_base
     real = image_paths(Path(request.reference)) if request.reference else []
     prompts = {row.id: row.prompt for row in sides["model"].rows}
-    names = {name: getattr(request.evaluation, name) for name in ("clip", "inception", "dinov2", "classifier")}
 
-    def evidence(side: str, reference: Sequence[Path], paired: bool) -> AuditOutputs:
+    def outputs(side: str, reference: Sequence[Path], paired: bool) -> AuditOutputs:
         asked = [prompts[trial.row] for trial in trials]
-        return AuditOutputs(images[side], asked, reference, paired=paired, **names)
+        return AuditOutputs(images[side], asked, reference, request.evaluation, paired=paired)
 
     paired = not real and pairs(sides)
-    found = measured(evidence("model", real or images.get("base", []), paired), request.evaluation.metrics)
-    base = measured(evidence("base", real, False), ())["metrics"] if "base" in images else {}
+    found = measured(outputs("model", real or images.get("base", []), paired), request.evaluation.metrics)
+    base = measured(outputs("base", real, False), ())["metrics"] if "base" in images else {}
     return {key: found[key] for key in ("metrics", "not_measured")}, base
 
 

@@ -1,4 +1,4 @@
-"""Evidence of an audit: images on disk, each with its prompt, beside the base model's from the same seeds or real ones.
+"""Outputs of an audited model: images on disk with their prompts, beside the base model's or real ones.
 
 Images are read in batches and forgotten: memory grows with features, not with pixels, so ten thousand images of
 512 x 512 need no more room than a hundred. All of them count as kept, for metrics that know such a part.
@@ -18,14 +18,14 @@ import torch
 
 from erasure.core.distributed import device
 from erasure.core.errors import DataError, NotApplicableError
-from erasure.data import Dataset
 from erasure.data.images import read_image
 from erasure.data.task import Task
 from erasure.evaluation.classifiers import ImageLabeler, open_labeler
 from erasure.evaluation.distances import need_two
 from erasure.evaluation.features.clip import BATCH_SIZE, clip_text_scores, load_clip
-from erasure.evaluation.outputs import Embedder, ModelOutputs, Pair, Part, PictureRow, Space, embedding, need_network
-from erasure.models.classifier import Classifier
+from erasure.evaluation.features.spaces import Embedder, Space, embedding, need_network
+from erasure.evaluation.outputs import ModelOutputs, Pair, Part
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.sampling.draw import LabeledImages
 
 SPACES = ("classifier", "clip", "dinov2")  # where pairs are compared: in the first whose network was named
@@ -38,10 +38,11 @@ class AuditOutputs(ModelOutputs):
     """Image `paths` of one model, made from `prompts` (the same length), and `reference` images to compare them with.
 
     `paired` says that reference image i is the base model's from the seed of image i; else they are others in any
-    number, such as real ones. Networks are named by folder or hub id, and loaded when a metric asks. Raises DataError
-    for other lengths.
+    number, such as real ones. The networks of `config` are loaded when a metric asks. Raises DataError for other
+    lengths.
     """
 
+    has_classes = False
     default_metrics = ("clip_score", "fid", "kid", "cmmd", "fd_dinov2", "fd_classifier", "paired_distance")
 
     def __init__(
@@ -49,69 +50,54 @@ class AuditOutputs(ModelOutputs):
         paths: Sequence[Path],
         prompts: Sequence[str],
         reference: Sequence[Path] = (),
+        config: EvaluationConfig | None = None,
         *,
         paired: bool = False,
-        clip: str | None = None,
-        inception: str | None = None,
-        dinov2: str | None = None,
-        classifier: str | None = None,
     ) -> None:
         if len(paths) != len(prompts):
             raise DataError(f"{len(paths)} images and {len(prompts)} prompts: expected one prompt for each image")
         if paired and len(reference) != len(paths):
             raise DataError(f"{len(paths)} images and {len(reference)} of the base model: expected a pair for each")
         self.paths, self.prompts, self.others, self.paired = tuple(paths), tuple(prompts), tuple(reference), paired
-        self.inception, self.clip, self.dinov2, self.classifier = inception, clip, dinov2, classifier
-        self.task, self.original, self._place = Task((), ()), None, device()
+        super().__init__(Task((), ()), config or EvaluationConfig())
+        self._place = device()
         self.compared_with = "base" if paired else "reference"
         self._embeddings: dict[str, Embedder] = {}
         self._told: dict[tuple[str, bool], np.ndarray] = {}
 
     @cached_property
     def _labeler(self) -> ImageLabeler:
-        if self.classifier is None:
+        if self.config.classifier is None:
             raise NotApplicableError("no classifier was named: give --classifier, a model folder or a hub id")
-        return open_labeler(self.classifier, (), self._place)
-
-    @property
-    def labeler(self) -> Classifier:
-        """Who would say which class an image shows: nobody."""
-        raise NotApplicableError(CLASSLESS)
+        return open_labeler(self.config.classifier, (), self._place)
 
     @property
     def labeler_hash(self) -> str | None:
         """Hash of the classifier, None without one."""
-        return None if self.classifier is None else self._labeler.hash
-
-    @property
-    def has_classes(self) -> bool:
-        """An audit asks for prompts."""
-        return False
+        return None if self.config.classifier is None else self._labeler.hash
 
     @property
     def samples(self) -> LabeledImages:
         """Never whole: images are read in batches."""
         raise NotApplicableError(CLASSLESS)
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """Raise NotApplicableError: no image belongs to a class."""
+        raise NotApplicableError(CLASSLESS)
+
     def chosen(self, part: Part) -> np.ndarray:
         """No prompt of an audit is one to forget or one to keep."""
         raise NotApplicableError(CLASSLESS)
 
-    def reference(self, part: Part) -> Dataset:
-        """Never whole: images are read in batches."""
-        raise NotApplicableError(CLASSLESS)
-
-    def picture(self) -> list[PictureRow]:
-        """Nothing: what an audit shows is its report's to decide."""
-        return []
-
     def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
         """CLIP's score of each image against its prompt, (n,), and the model's name; there is no forgotten part."""
         self._need_kept(part)
-        need_network("clip", self.clip)
-        assert self.clip is not None
+        given = self.config.clip
+        need_network("clip", given)
+        assert given is not None
         embeddings = torch.from_numpy(self._features("clip"))
-        return clip_text_scores(load_clip(self.clip, self._place), embeddings, self.prompts), self.clip
+        return clip_text_scores(load_clip(given, self._place), embeddings, self.prompts), given
 
     def features(self, part: Part) -> np.ndarray:
         """The classifier's features of the images, (n, d)."""
@@ -123,19 +109,19 @@ class AuditOutputs(ModelOutputs):
         self._need_kept(part)
         return self._both("classifier")[1]
 
-    @property
     def paired_features(self) -> tuple[np.ndarray, np.ndarray, str]:
         """Features of each image and of the base model's from its seed, in the first of SPACES that was named."""
         self._need_kept("retain")
         if not self.paired:
             raise NotApplicableError("paired_distance compares images of the same seeds: give --base")
         for space in SPACES:
-            given = getattr(self, space)
+            given = getattr(self.config, space)
             if given is not None:
                 return self._features(space), self._features(space, other=True), f"{space}:{given}"
         raise NotApplicableError("a distance needs features: give --classifier, --clip or --dinov2")
 
-    def _pair(self, space: Space) -> Pair:
+    def pair(self, space: Space) -> Pair:
+        """Features of the images (n, d) and of the reference (m, d) in a named space."""
         return self._both(space)
 
     def _both(self, space: str) -> Pair:
@@ -149,9 +135,9 @@ class AuditOutputs(ModelOutputs):
     def _features(self, space: str, other: bool = False) -> np.ndarray:
         """Features (n, d) of the images, or of the `other` ones, taken once."""
         if (space, other) not in self._told:
-            look = self._embedding(space)
+            embed = self._embedding(space)
             paths = self.others if other else self.paths
-            self._told[space, other] = np.concatenate([look(images) for images in batches(paths)])
+            self._told[space, other] = np.concatenate([embed(images) for images in batches(paths)])
         return self._told[space, other]
 
     def _embedding(self, space: str) -> Embedder:
@@ -160,7 +146,7 @@ class AuditOutputs(ModelOutputs):
                 labeler = self._labeler
                 self._embeddings[space] = lambda images: labeler.describe(images).features
             else:
-                self._embeddings[space] = embedding(cast(Space, space), getattr(self, space), self._place).look
+                self._embeddings[space] = embedding(cast(Space, space), getattr(self.config, space), self._place).embed
         return self._embeddings[space]
 
     def _need_kept(self, part: Part) -> None:

@@ -125,16 +125,16 @@ class Column(Cells):
         return load_model(self.trained / "model").to(device())
 
     @cached_property
-    def _subject(self) -> ForgetTarget:
+    def _target(self) -> ForgetTarget:
         return target_of(self._model, TargetSpec(forget=self.forget), self.seed)
 
     @cached_property
-    def _evidence(self) -> ModelOutputs:
-        return self._evidence_of(self._model, None)
+    def _outputs(self) -> ModelOutputs:
+        return self._outputs_of(self._model, None)
 
     def _original(self) -> Cell:
         path = self.folder / f"original-{short({'trained': self.trained.name, 'forget': self.forget})}.json"
-        found = self.recorded(path, lambda: self._scores(self._evidence) | {"seconds": 0.0, "mask_seconds": 0.0})
+        found = self.recorded(path, lambda: self._scores(self._outputs) | {"seconds": 0.0, "mask_seconds": 0.0})
         return self.cell(ORIGINAL, found, self.trained / "model")
 
     def _erased(self, row: Row, seed: int) -> Cell:
@@ -159,15 +159,15 @@ class Column(Cells):
         erase(request, out, report=False)
         world().wait_for_everyone()  # the main process has saved the model
         record = read_record(out / "run.json")
-        scores = self._scores(self._evidence_of(load_model(out).to(device()), self._evidence))
+        scores = self._scores(self._outputs_of(load_model(out).to(device()), self._outputs))
         return {"mask": record["settings"]["mask"], **record["trained"], **scores}
 
-    def _evidence_of(self, model: Model, original: ModelOutputs | None) -> ModelOutputs:
-        self._subject.prepare(model)
-        return self._subject.evidence(model, EvaluationConfig(sample_seed=self.seed), self.folder, original)
+    def _outputs_of(self, model: Model, original: ModelOutputs | None) -> ModelOutputs:
+        self._target.prepare(model)
+        return self._target.outputs(model, EvaluationConfig(sample_seed=self.seed), self.folder, original)
 
-    def _scores(self, evidence: ModelOutputs) -> dict[str, Any]:
-        return {"metrics": measured(evidence, OF_CLASSIFIERS)["metrics"]}
+    def _scores(self, outputs: ModelOutputs) -> dict[str, Any]:
+        return {"metrics": measured(outputs, OF_CLASSIFIERS)["metrics"]}
 
     def margins(self, cell: Cell) -> dict[str, np.ndarray]:
         """The margins of a cell's model on the forget set and on the test split, (n,) each; computed once."""
@@ -175,9 +175,9 @@ class Column(Cells):
         path = self.folder / f"margins-{short({'model': cell.model.parent.name, 'forget': self.forget})}.safetensors"
         if agreed(path.is_file()):
             return {part: tensor.numpy() for part, tensor in read_tensors(path)[0].items()}
-        evidence = self._evidence_of(load_model(cell.model).to(device()), None)
+        outputs = self._outputs_of(load_model(cell.model).to(device()), None)
         parts: tuple[Split, ...] = ("forget", "test")
-        found: dict[str, np.ndarray] = {part: evidence.answers(part).margins for part in parts}
+        found: dict[str, np.ndarray] = {part: outputs.predictions(part).margins for part in parts}
         if is_main():
             write_tensors(path, {part: torch.from_numpy(values) for part, values in found.items()})
         return found

@@ -40,7 +40,7 @@ HEAVY = ("model", "samples", "mask.safetensors", "checkpoint.safetensors")
 
 
 class SeenImages(NamedTuple):
-    """Evidence on all prompts or classes, and the same or more of it on what was to be forgotten."""
+    """Outputs for all prompts or classes, and the same or more of them for what was to be forgotten."""
 
     every: ModelOutputs
     forgotten: ModelOutputs
@@ -157,8 +157,8 @@ class Erasures(Cells):
         return {"mask": record["settings"]["mask"], **record["trained"], **found}
 
     def _seen(self, model: Model, folder: Path, original: SeenImages | None) -> SeenImages:
-        """Evidence on a model, its images in `folder`; raises OptionError when nobody is there to judge them."""
-        every = self._target.evidence(model, self._evaluation, folder, original.every if original else None)
+        """Outputs of a model, its images in `folder`; raises OptionError without a classifier to label them."""
+        every = self._target.outputs(model, self._evaluation, folder, original.every if original else None)
         if every.labeler_hash is None:
             raise OptionError(
                 f"nobody can judge what {self._source} draws of {self.scenario.what}: name a classifier in "
@@ -171,15 +171,14 @@ class Erasures(Cells):
         if not rows or count <= every.count:
             return SeenImages(every, every)
         evaluation = self._evaluation.replaced({"num_images": count})
-        forgotten = self._target.evidence(model, evaluation, folder, original.forgotten if original else None)
+        forgotten = self._target.outputs(model, evaluation, folder, original.forgotten if original else None)
         assert isinstance(forgotten, PromptOutputs)
-        forgotten.rows = rows
-        return SeenImages(every, forgotten)
+        return SeenImages(every, forgotten.of_rows(rows))
 
     def _unseen(self, model: Model, folder: Path) -> ModelOutputs:
-        """Evidence on prompts that show what is erased in other words, or beside other things, than methods were given.
+        """Outputs for prompts that show what is erased in other words, or beside other things, than methods were given.
 
-        The model is bound to these prompts from now on.
+        The model keeps these prompts.
         """
         target = self._target
         if not isinstance(target, ConceptTarget) or not isinstance(model, StableDiffusion):
@@ -189,10 +188,9 @@ class Erasures(Cells):
         rows = unseen_prompts(target.concept, target.reference, self._counts.num_unseen, self.seed)
         other = ConceptTarget(model, replace(target.concept, forget=rows), self._wanted, self.seed)
         other.prepare(model)
-        evidence = other.evidence(model, self._evaluation.replaced({"num_images": 1}), folder)
-        assert isinstance(evidence, PromptOutputs)
-        evidence.rows = rows
-        return evidence
+        outputs = other.outputs(model, self._evaluation.replaced({"num_images": 1}), folder)
+        assert isinstance(outputs, PromptOutputs)
+        return outputs.of_rows(rows)
 
     def _measured(self, seen: SeenImages, model: Model, folder: Path, path: Path) -> dict[str, Any]:
         """Its numbers, and the strip of its images beside `path`; images that are still to be drawn go to `folder`."""
@@ -231,17 +229,17 @@ def evaluation_of(plan: BenchmarkPlan, seed: int = 0) -> tuple[EvaluationConfig,
     return evaluation, counts
 
 
-def strip(evidence: ModelOutputs) -> tuple[np.ndarray, dict[str, list[str]]]:
+def strip(outputs: ModelOutputs) -> tuple[np.ndarray, dict[str, list[str]]]:
     """One row of images (h, w, c), forgotten ones first, and for each part the names they were asked for by.
 
     The images are the first of prompts or classes that are spread evenly, so two models show the same ones.
     """
-    samples, names = evidence.samples, evidence.task.class_names
+    samples, names = outputs.samples, outputs.task.class_names
     halves: list[np.ndarray] = []
     shown: dict[str, list[str]] = {}
     for part, count in SHOWN.items():
-        labels = samples.labels[evidence.chosen(part)]
-        images = samples.images[evidence.chosen(part)]
+        labels = samples.labels[outputs.chosen(part)]
+        images = samples.images[outputs.chosen(part)]
         kinds = list(dict.fromkeys(labels.tolist()))
         chosen = [kinds[i * len(kinds) // count] for i in range(count)] if len(kinds) > count else kinds
         each = max(1, count // max(1, len(chosen)))

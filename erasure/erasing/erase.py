@@ -182,8 +182,8 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Prepared, rep
         before = after = None
         if settings["evaluate"]:
             original = original_of(settings, model.device)
-            before = target.evidence(original, plan.evaluation, None)
-            after = target.evidence(model, plan.evaluation, run.folder / "samples", before)
+            before = target.outputs(original, plan.evaluation, None)
+            after = target.outputs(model, plan.evaluation, run.folder / "samples", before)
             result |= measured(after, plan.evaluation.metrics)
             result["original"] = {"seconds": 0.0, **measured(before, plan.evaluation.metrics)}
         if is_main():

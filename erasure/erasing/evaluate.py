@@ -51,13 +51,13 @@ def _evaluate_run(folder: Path, document: dict[str, Any], overrides: Mapping[str
         )
     target = recorded_target(original, settings)
     target.prepare(model)
-    before = target.evidence(original, evaluation, None)
+    before = target.outputs(original, evaluation, None)
     with shared_folder() as scratch:
         # Samples made under the run's own settings are kept in it; others are drawn aside.
         own = evaluation.samples.overrides() == EvaluationConfig.from_json(settings["evaluation"]).samples.overrides()
         own = own and evaluation.sample_seed == settings["evaluation"]["sample_seed"]
         place = folder / "samples" if own else scratch
-        after = target.evidence(model, evaluation, place, before)
+        after = target.outputs(model, evaluation, place, before)
         result = measured(after, evaluation.metrics)
     trained = document.get("trained", {})
     return {
@@ -74,6 +74,6 @@ def _evaluate_model(given: str, evaluation: EvaluationConfig, wanted: TargetSpec
     evaluation.check()
     model = load_model(given).to(device())
     target = target_of(model, wanted)
-    result = measured(target.evidence(model, evaluation, None), evaluation.metrics)
+    result = measured(target.outputs(model, evaluation, None), evaluation.metrics)
     row = {"seconds": 0.0, **result}
     return {"model": resolve(given), "forget": target.task.concept, **row, "original": row}

@@ -147,7 +147,7 @@ class TransformersLabeler(ImageLabeler):
         return hash_of(self.network, self.reading)
 
     @torch.no_grad()
-    def look(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    def logits_and_features(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
         """Logits (n, labels), and features (n, d): what the last linear layer receives; both on the CPU."""
         kept: list[Tensor] = []
         handle = self._head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].flatten(1).cpu()))
@@ -162,7 +162,7 @@ class TransformersLabeler(ImageLabeler):
 
     def describe(self, images: np.ndarray) -> ImageLabels:
         """The likeliest label, and what its head receives."""
-        logits, features = self.look(images)
+        logits, features = self.logits_and_features(images)
         return ImageLabels({self._domain: _column(self._said, logits)}, features.double().numpy())
 
 

@@ -10,7 +10,7 @@ from erasure.core.errors import NotApplicableError
 from erasure.evaluation.outputs import ModelOutputs
 
 
-def measured(evidence: ModelOutputs, metrics: Sequence[str]) -> dict[str, Any]:
+def measured(outputs: ModelOutputs, metrics: Sequence[str]) -> dict[str, Any]:
     """`{"ua", "ra", "metrics": {name: score}, "not_measured": {name: reason}}`.
 
     Without named `metrics` those that apply are measured and the others listed with the reason; a named one that does
@@ -18,14 +18,13 @@ def measured(evidence: ModelOutputs, metrics: Sequence[str]) -> dict[str, Any]:
     """
     scores: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    defaults = [name for name in evidence.default_metrics if not (name == "forget_share" and evidence.has_classes)]
-    for name in metrics or defaults:
+    for name in metrics or outputs.default_metrics:
         try:
-            scores[name] = registry.load("metrics", name)().measure(evidence).as_json()
+            scores[name] = registry.load("metrics", name)().measure(outputs).as_json()
         except NotApplicableError as error:
-            if metrics and not (name == "paired_distance" and evidence.original is None):
+            if metrics and not (name == "paired_distance" and outputs.original is None):
                 raise NotApplicableError(f"--metrics {name} cannot be measured: {error}") from error
             skipped[name] = str(error)
     kept = "ra" if "ra" in scores else "ira"  # what was kept, in the words of each kind of model
     headline = {key: scores[name]["value"] if name in scores else None for key, name in (("ua", "ua"), ("ra", kept))}
-    return {**headline, "metrics": scores, "not_measured": skipped, "classifier_hash": evidence.labeler_hash}
+    return {**headline, "metrics": scores, "not_measured": skipped, "classifier_hash": outputs.labeler_hash}

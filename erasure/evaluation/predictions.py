@@ -57,16 +57,13 @@ def finite(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-def need_one_label(model: object) -> Classifier:
-    """The model as a classifier with one right class an image; raises NotApplicableError for any other."""
-    if not isinstance(model, Classifier):
-        raise NotApplicableError("it reads a classifier's own answers: a generator gives none")
+def need_one_label(model: Classifier) -> None:
+    """Raise NotApplicableError for a classifier that labels several aspects of an image."""
     if model.aspects:
-        raise NotApplicableError("it needs one right class an image: this classifier tells several aspects")
-    return model
+        raise NotApplicableError("it needs one right class an image: this classifier labels several aspects")
 
 
-def tested(
+def on_test_split(
     model: Classifier, load: Callable[[], Dataset] | None, class_names: tuple[str, ...], without: Collection[int]
 ) -> Predictions:
     """The model's answers to the test split that `load` brings, less the classes in `without`, in evaluation mode.

@@ -19,14 +19,16 @@ from erasure.data import Dataset
 from erasure.data.task import Task
 from erasure.evaluation.classifiers import ImageLabeler, ImageLabels
 from erasure.evaluation.features.clip import clip_scores, load_clip
-from erasure.evaluation.outputs import IMAGES_A_ROW, Kind, ModelOutputs, Part, PictureRow, need_network, remembered
+from erasure.evaluation.features.spaces import cached_features, need_network
+from erasure.evaluation.outputs import IMAGES_A_ROW, GeneratorOutputs, Kind, Part, PictureRow
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts.concept import Concept, Prompt
 from erasure.prompts.concept_csv import Shows
-from erasure.sampling.draw import IMAGES_A_PROMPT, LabeledImages, PlannedSample, SamplingOptions, draw_items, path_of
+from erasure.sampling.draw import IMAGES_A_PROMPT, LabeledImages, PlannedSample, draw_items, path_of
 
 GRID = 12
-UNJUDGED = 8
+UNLABELED = 8
 
 
 def shown_by(dataset: Dataset) -> list[Shows]:
@@ -66,10 +68,10 @@ def unseen_prompts(concept: Concept, dataset: Dataset, count: int, seed: int) ->
     return tuple(Prompt(text, "", shows) for _, _, text, shows in (*alone[: count - half], *beside[:half]))
 
 
-class PromptOutputs(ModelOutputs):
-    """One text-to-image model under one concept; `judge` may be missing, and with it what it would tell.
+class PromptOutputs(GeneratorOutputs):
+    """Images that a text-to-image model generates for a concept's prompts; without `labeler` they are only shown.
 
-    `rows` are the prompts that are drawn: by default all that say what they show; without a judge a few of each kind.
+    `rows` are the prompts: by default all that say what they show; without a labeler a few of each kind.
     """
 
     default_metrics = ("ua", "ira", "cra", "composition", "fd_classifier", "paired_distance")
@@ -82,37 +84,27 @@ class PromptOutputs(ModelOutputs):
         task: Task,
         dataset: Dataset,
         folder: Path,
+        config: EvaluationConfig,
         *,
-        rows: tuple[Prompt, ...] | None = None,
+        rows: tuple[Prompt, ...] = (),
         labeler: ImageLabeler | None = None,
-        original: PromptOutputs | None = None,
-        settings: SamplingOptions | None = None,
-        seed: int = 0,
-        inception: str | None = None,
-        clip: str | None = None,
-        dinov2: str | None = None,
+        original: GeneratorOutputs | None = None,
     ) -> None:
-        super().__init__(
-            model,
-            task,
-            dataset,
-            folder,
-            original=original,
-            settings=settings,
-            seed=seed,
-            inception=inception,
-            clip=clip,
-            dinov2=dinov2,
-        )
+        super().__init__(model, task, dataset, folder, config, original=original)
         if labeler is None:  # nothing will be measured by prompt: a few pictures of each kind are enough
-            rows = (*concept.forget[:UNJUDGED], *concept.retain[:UNJUDGED])
+            rows = (*concept.forget[:UNLABELED], *concept.retain[:UNLABELED])
         self.rows = rows or tuple(row for row in (*concept.forget, *concept.retain) if row.shows)
-        self.count = self.settings.num_images or IMAGES_A_PROMPT
+        self.count = config.samples.num_images or IMAGES_A_PROMPT
         self.concept, self._labeler = concept, labeler
+
+    def of_rows(self, rows: tuple[Prompt, ...]) -> PromptOutputs:
+        """The outputs for these prompts alone; the labeler, the folder and the original stay."""
+        place = (self.model, self.concept, self.task, self.dataset, self.folder, self.config)
+        return PromptOutputs(*place, rows=rows, labeler=self._labeler, original=self.original)
 
     @property
     def labeler_hash(self) -> str | None:
-        """Hash of the judge, None without one."""
+        """Hash of the labeler, None without one."""
         return None if self._labeler is None else self._labeler.hash
 
     @property
@@ -124,12 +116,14 @@ class PromptOutputs(ModelOutputs):
         """`num_images` images of each row; a row's seeds hang on its words alone, so two models draw pairs."""
         items = [
             PlannedSample(
-                label, derive_seed(self.seed, "sample", row.text, i), path_of(self.model, self.folder, label, i)
+                label,
+                derive_seed(self.config.sample_seed, "sample", row.text, i),
+                path_of(self.model, self.folder, label, i),
             )
             for row, label in zip(self.rows, self._row_labels, strict=True)
             for i in range(self.count)
         ]
-        return draw_items(self.model, items, self.settings)
+        return draw_items(self.model, items, self.config.samples)
 
     @cached_property
     def _seen(self) -> ImageLabels:
@@ -207,10 +201,11 @@ class PromptOutputs(ModelOutputs):
 
     def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
         """CLIP's score of each image of the part against its prompt, (n,), and the model's name."""
-        need_network("clip", self.clip)
-        assert self.clip is not None
-        clip = load_clip(self.clip, self.model.device)
-        return clip_scores(clip, self.samples.images[self.chosen(part)], self.texts(part)), self.clip
+        given = self.config.clip
+        need_network("clip", given)
+        assert given is not None
+        clip = load_clip(given, self.model.device)
+        return clip_scores(clip, self.samples.images[self.chosen(part)], self.texts(part)), given
 
     def _erased_in(self, row: int) -> set[str]:
         return {domain for domain, value in self.rows[row].shows if (domain, value) in self.concept.erased}
@@ -251,7 +246,7 @@ class PromptOutputs(ModelOutputs):
         if self._labeler is None:
             raise NotApplicableError("no judge is here to give features: give --classifier")
         labeler = self._labeler
-        return remembered(reference, labeler.hash, lambda images: labeler.describe(images).features)
+        return cached_features(reference, labeler.hash, lambda images: labeler.describe(images).features)
 
     def texts(self, part: Part) -> list[str]:
         """The prompt of each image of the part."""

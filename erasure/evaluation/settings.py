@@ -1,4 +1,4 @@
-"""Judging: which metrics are taken, by whom, on which samples, as plain data."""
+"""EvaluationConfig: which metrics are measured, with which networks, on which samples, as plain data."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from erasure.core import registry
-from erasure.evaluation.outputs import need_network
+from erasure.evaluation.features.spaces import need_network
 from erasure.sampling.draw import SamplingOptions
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How models are judged."""
+    """How models are evaluated.
+
+    `classifier` labels generated images; `inception`, `clip` and `dinov2` name the networks in whose features distances
+    are taken. Empty `metrics` are all that apply without further files.
+    """
 
     metrics: tuple[str, ...] = ()
     classifier: str | None = None
@@ -39,7 +43,7 @@ class EvaluationConfig:
         return {**asdict(self), "metrics": list(self.metrics)}
 
     def replaced(self, given: Mapping[str, Any]) -> EvaluationConfig:
-        """A copy with the given fields, those of its SampleSettings too."""
+        """A copy with the given fields, those of its SamplingOptions too."""
         sampling = {field.name for field in fields(SamplingOptions)}
         samples = replace(self.samples, **{key: value for key, value in given.items() if key in sampling})
         return replace(self, samples=samples, **{key: value for key, value in given.items() if key not in sampling})

@@ -20,8 +20,7 @@ from erasure.core import plots
 from erasure.core.files import write_text
 from erasure.core.run_dir import RunDir, read_log
 from erasure.data.images import as_picture, grid, write_png
-from erasure.evaluation.outputs import ModelOutputs
-from erasure.models import DiffusionModel
+from erasure.evaluation.outputs import GeneratorOutputs, ModelOutputs
 from erasure.saliency.mask import Mask
 
 FRAME = (194, 65, 12)
@@ -40,7 +39,7 @@ def write_report(
     if "original" in result:
         rows.insert(0, {"name": "original", "mask": "", **result["original"]})
     path = run.folder / "report.html"
-    if before is not None and after is not None and isinstance(after.model, DiffusionModel):
+    if isinstance(before, GeneratorOutputs) and isinstance(after, GeneratorOutputs):
         write_png(run.folder / "before-after.png", before_and_after(before, after))
     write_text(
         path,
@@ -59,11 +58,11 @@ def write_report(
     return path
 
 
-def before_and_after(before: ModelOutputs, after: ModelOutputs) -> np.ndarray:
+def before_and_after(before: GeneratorOutputs, after: GeneratorOutputs) -> np.ndarray:
     """One colour picture: rows of the original's images left, the cleaned model's right, forgotten rows framed."""
     halves = []
-    for evidence in (before, after):
-        rows = evidence.picture()
+    for outputs in (before, after):
+        rows = outputs.picture()
         side, gap = rows[0].images.shape[1], 2
         scale = max(1, 40 // side)
         half = grid([row.images for row in rows], scale, gap)
@@ -148,7 +147,7 @@ def picture(image: np.ndarray) -> str:
 
 def _class_rows(before: ModelOutputs | None, after: ModelOutputs | None) -> list[dict[str, Any]]:
     """For each class, images from the same seeds before and after; forgotten classes first."""
-    if before is None or after is None or not isinstance(after.model, DiffusionModel):
+    if not isinstance(before, GeneratorOutputs) or not isinstance(after, GeneratorOutputs):
         return []
     scale = max(1, 40 // after.samples.images.shape[1])
     return [

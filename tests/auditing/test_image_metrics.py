@@ -17,7 +17,8 @@ from erasure.evaluation.features.clip import clip_image_features, clip_scores, l
 from erasure.evaluation.features.dinov2 import dinov2_features, load_dinov2
 from erasure.evaluation.features.inception import FIDInception
 from erasure.evaluation.measure import measured
-from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.outputs import GeneratorOutputs
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.formats.safetensors_io import write_tensors
 from erasure.sampling.draw import LabeledImages
 from tests.evaluation import test_classifiers as test_judges
@@ -51,8 +52,12 @@ def resnet_folder(tmp_path_factory):
     return str(folder)
 
 
-def score(name, evidence):
-    return registry.load("metrics", name)().measure(evidence)
+def audited(paths, prompts, reference=(), paired=False, **networks):
+    return AuditOutputs(paths, prompts, reference, EvaluationConfig(**networks), paired=paired)
+
+
+def score(name, outputs):
+    return registry.load("metrics", name)().measure(outputs)
 
 
 def unit(features):
@@ -63,8 +68,8 @@ def unit(features):
 def test_every_metric_is_that_of_the_whole_arrays(sides, clip_folder, dinov2_folder, resnet_folder):
     own, base, paths, others = sides
     clip, dinov2 = str(clip_folder), str(dinov2_folder)
-    evidence = AuditOutputs(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2, classifier=resnet_folder)
-    found = measured(evidence, ())
+    outputs = audited(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2, classifier=resnet_folder)
+    found = measured(outputs, ())
     metrics = found["metrics"]
     assert set(metrics) == {"clip_score", "cmmd", "fd_dinov2", "fd_classifier", "paired_distance"}
     assert set(found["not_measured"]) == {"fid", "kid"} and "--inception" in found["not_measured"]["fid"]
@@ -88,12 +93,12 @@ def test_pairs_are_compared_in_the_space_that_was_named(sides, clip_folder, dino
     own, base, paths, others = sides
     clip, dinov2 = str(clip_folder), str(dinov2_folder)
     embedded = [unit(clip_image_features(load_clip(clip), images)) for images in (own, base)]
-    found = score("paired_distance", AuditOutputs(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2))
+    found = score("paired_distance", audited(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2))
     assert found.details == {"space": f"clip:{clip}"}
     assert found.value == pytest.approx(np.linalg.norm(embedded[0] - embedded[1], axis=1).mean(), abs=1e-4)
-    found = score("paired_distance", AuditOutputs(paths, PROMPTS, others, paired=True, dinov2=dinov2))
+    found = score("paired_distance", audited(paths, PROMPTS, others, paired=True, dinov2=dinov2))
     assert found.details == {"space": f"dinov2:{dinov2}"} and found.value > 0.01
-    assert score("paired_distance", AuditOutputs(paths, PROMPTS, paths, paired=True, clip=clip)).value == 0
+    assert score("paired_distance", audited(paths, PROMPTS, paths, paired=True, clip=clip)).value == 0
 
 
 def test_a_set_beside_itself_is_at_distance_zero(sides, tmp_path, dinov2_folder):
@@ -101,15 +106,15 @@ def test_a_set_beside_itself_is_at_distance_zero(sides, tmp_path, dinov2_folder)
     weights = tmp_path / "i.safetensors"
     write_tensors(weights, FIDInception().state_dict())
     given = {"inception": str(weights), "dinov2": str(dinov2_folder)}
-    same = measured(AuditOutputs(paths[:3], PROMPTS[:3], paths[2::-1], **given), ("fid", "kid", "fd_dinov2"))
+    same = measured(audited(paths[:3], PROMPTS[:3], paths[2::-1], **given), ("fid", "kid", "fd_dinov2"))
     for name, value in same["metrics"].items():
         assert value["value"] <= 1e-6 and value["details"]["n_reference"] == 3, name
-    assert score("fd_dinov2", AuditOutputs(paths, PROMPTS, others, **given)).value > 1e-3
+    assert score("fd_dinov2", audited(paths, PROMPTS, others, **given)).value > 1e-3
 
 
 def test_what_is_not_there_is_said(sides, clip_folder):
     _, _, paths, others = sides
-    reasons = measured(AuditOutputs(paths, PROMPTS, others), ())["not_measured"]
+    reasons = measured(audited(paths, PROMPTS, others), ())["not_measured"]
     assert set(reasons) == set(AuditOutputs.default_metrics)
     for name, reason in {
         **{"clip_score": "give --clip", "cmmd": "give --clip", "fd_dinov2": "give --dinov2"},
@@ -117,23 +122,23 @@ def test_what_is_not_there_is_said(sides, clip_folder):
     }.items():
         assert reason in reasons[name]
     clip = str(clip_folder)
-    for evidence, name, reason in (
-        (AuditOutputs(paths, PROMPTS, clip=clip), "cmmd", "give --base or --reference"),
-        (AuditOutputs(paths[:1], PROMPTS[:1], others, clip=clip), "cmmd", "two images on each side, got 1 and 7"),
-        (AuditOutputs((), (), (), clip=clip), "clip_score", "no images"),
-        (AuditOutputs((), (), (), paired=True, clip=clip), "paired_distance", "no images"),
-        (AuditOutputs(paths, PROMPTS, others, paired=True), "paired_distance", "--classifier, --clip or --dinov2"),
-        *((AuditOutputs(paths, PROMPTS), name, "no class") for name in ("ua", "ra", "forget_share")),
-        *((AuditOutputs(paths, PROMPTS), name, "text-to-image") for name in ("ira", "cra", "composition")),
+    for outputs, name, reason in (
+        (audited(paths, PROMPTS, clip=clip), "cmmd", "give --base or --reference"),
+        (audited(paths[:1], PROMPTS[:1], others, clip=clip), "cmmd", "two images on each side, got 1 and 7"),
+        (audited((), (), (), clip=clip), "clip_score", "no images"),
+        (audited((), (), (), paired=True, clip=clip), "paired_distance", "no images"),
+        (audited(paths, PROMPTS, others, paired=True), "paired_distance", "--classifier, --clip or --dinov2"),
+        *((audited(paths, PROMPTS), name, "no class") for name in ("ua", "ra", "forget_share")),
+        *((audited(paths, PROMPTS), name, "text-to-image") for name in ("ira", "cra", "composition")),
     ):
         with pytest.raises(NotApplicableError, match=reason):
-            score(name, evidence)
+            score(name, outputs)
     with pytest.raises(NotApplicableError, match="no class"):
-        AuditOutputs(paths, PROMPTS, clip=clip).clip_scores("forget")
+        audited(paths, PROMPTS, clip=clip).clip_scores("forget")
     with pytest.raises(DataError, match="7 images and 2 prompts"):
-        AuditOutputs(paths, PROMPTS[:2])
+        audited(paths, PROMPTS[:2])
     with pytest.raises(DataError, match="7 images and 3 of the base model"):
-        AuditOutputs(paths, PROMPTS, others[:3], paired=True)
+        audited(paths, PROMPTS, others[:3], paired=True)
 
 
 def test_images_are_read_in_order_whatever_their_size(tmp_path):
@@ -151,7 +156,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, clip_folder):
     paths = kept(tmp_path, noise(4, 64, 64)) * 100
     list(batches(paths[:40]))  # what Pillow loads once
     tracemalloc.start()
-    embedded = AuditOutputs(paths, [""] * 400, clip=str(clip_folder)).clip_scores("retain")[0]
+    embedded = audited(paths, [""] * 400, clip=str(clip_folder)).clip_scores("retain")[0]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(embedded) == 400 and peak < 400 * 64 * 64 * 3 / 2
@@ -159,11 +164,12 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, clip_folder):
 
 def test_samples_of_classes_are_measured_in_the_same_spaces(ddpm, digits, task, tmp_path, clip_folder, dinov2_folder):
     some = digits.first(40)
-    evidence = ModelOutputs(ddpm, task, some, tmp_path, clip=str(clip_folder), dinov2=str(dinov2_folder))
+    config = EvaluationConfig(clip=str(clip_folder), dinov2=str(dinov2_folder))
+    outputs = GeneratorOutputs(ddpm, task, some, tmp_path, config)
     retained = some.of_classes(task.retain)
-    evidence.__dict__["samples"] = LabeledImages(some.images, some.labels)
-    found = score("fd_dinov2", evidence)
+    outputs.__dict__["samples"] = LabeledImages(some.images, some.labels)
+    found = score("fd_dinov2", outputs)
     assert found.value == pytest.approx(0, abs=1e-4) and found.n == len(retained.images) == found.details["n_real"]
-    assert score("cmmd", evidence).value <= 1e-6
+    assert score("cmmd", outputs).value <= 1e-6
     with pytest.raises(NotApplicableError, match="give --dinov2"):
-        score("fd_dinov2", ModelOutputs(ddpm, task, digits, tmp_path))
+        score("fd_dinov2", GeneratorOutputs(ddpm, task, digits, tmp_path, EvaluationConfig()))

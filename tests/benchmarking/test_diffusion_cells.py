@@ -245,9 +245,9 @@ def test_prompts_that_no_method_was_given(tmp_path, plan, monkeypatch):
     )
     drawn, real = [], diffusion_cells.measured
 
-    def measured(evidence, metrics):
-        drawn.append(evidence)
-        return real(evidence, metrics)
+    def measured(outputs, metrics):
+        drawn.append(outputs)
+        return real(outputs, metrics)
 
     monkeypatch.setattr(diffusion_cells, "measured", measured)
     result = benchmark(plan, tmp_path / "bench")

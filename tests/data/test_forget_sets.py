@@ -1,4 +1,4 @@
-"""Forgetting single samples: which they are, that methods and evidence see just those, and what is refused."""
+"""Forgetting single samples: which they are, that methods and outputs see just those, and what is refused."""
 
 from dataclasses import replace
 
@@ -112,11 +112,11 @@ def test_wrong_labels_are_wrong_seeded_and_uniform(digits):
 
 
 @pytest.mark.parametrize("rule", ["random", "next"])
-def testother_labels_of_samples_are_never_their_own(digits, rule):
+def test_other_labels_of_samples_are_never_their_own(digits, rule):
     from erasure.methods.relabeling.base import other_labels
 
     labels = torch.arange(10).repeat(200)
-    task = Task(digits.class_names, (), gone=(4,), samples=True)
+    task = Task(digits.class_names, (), already_erased=(4,), samples=True)
     drawn = other_labels(rule, labels, task, torch.Generator().manual_seed(0))
     assert not (drawn == labels).any() and not (drawn == 4).any()
     table = torch.bincount(labels * 10 + drawn, minlength=100).reshape(10, 10)
@@ -143,14 +143,14 @@ def test_the_subject_splits_the_training_data_in_two(classifier, digits):
     )
 
 
-def test_evidence_is_of_just_those_samples(classifier, digits, tmp_path):
+def test_outputs_are_of_just_those_samples(classifier, digits, tmp_path):
     target = target_of(classifier, TargetSpec(forget="ids:0,1,2,50"))
     assert len(target_of(classifier, TargetSpec(forget="ids:" + ",".join(map(str, range(1400))))).ids) == 1400
-    evidence = target.evidence(classifier, EvaluationConfig(), tmp_path)
+    outputs = target.outputs(classifier, EvaluationConfig(), tmp_path)
     right = classifier.describe(Batches(digits, 1, 0).dataset.samples(np.arange(len(digits))))[0].argmax(1).numpy()
     right = right == digits.labels
-    assert evidence.correct("forget").tolist() == right[[0, 1, 2, 50]].tolist()
-    assert evidence.correct("retain").sum() == right.sum() - right[[0, 1, 2, 50]].sum()
+    assert outputs.correct("forget").tolist() == right[[0, 1, 2, 50]].tolist()
+    assert outputs.correct("retain").sum() == right.sum() - right[[0, 1, 2, 50]].sum()
 
 
 def test_what_was_erased_before_is_on_neither_side(classifier, digits, tmp_path):
@@ -158,8 +158,8 @@ def test_what_was_erased_before_is_on_neither_side(classifier, digits, tmp_path)
     target = target_of(classifier, TargetSpec(forget="ids:5,6"))
     earlier = {3, 4, *forget_ids("random:0.1@1", digits, 0), *np.flatnonzero(digits.labels == 7)} - {5, 6}
     assert len(target.retain_data) == len(digits) - len(earlier | {5, 6})
-    evidence = target.evidence(classifier, EvaluationConfig(), tmp_path)
-    assert evidence.chosen("forget").sum() == 2 and evidence.chosen("retain").sum() == len(target.retain_data)
+    outputs = target.outputs(classifier, EvaluationConfig(), tmp_path)
+    assert outputs.chosen("forget").sum() == 2 and outputs.chosen("retain").sum() == len(target.retain_data)
     whole = target_of(classifier, TargetSpec(forget="3"))
     kept = ~np.isin(digits.labels, (3, 7))
     kept[[3, 4, 5, *forget_ids("random:0.1@1", digits, 0)]] = False

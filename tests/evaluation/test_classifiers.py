@@ -70,7 +70,7 @@ def test_images_are_read_as_pillow_reads_them(tmp_path, kind, height, width):
 
 
 def test_readings_that_cannot_be_followed(tmp_path):
-    with pytest.raises(ModelError, match=r"preprocessor_config\.json is missing"):
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json does not exist"):
         ImagePreprocessor.of(tmp_path)
     for different, message in (
         ({"image_processor_type": "PoolFormerImageProcessor"}, "PoolFormerImageProcessor is none of"),
@@ -125,7 +125,7 @@ def test_a_stock_classifier_answers_as_its_own_class_does(tmp_path, kind):
         logits, base = network(pixels).logits, getattr(network, kind)(pixels)
     features = base.last_hidden_state[:, 0] if kind == "vit" else base.pooler_output.flatten(1)
     judged = labeler.describe(images)
-    assert labeler.probe(images)[0] == pytest.approx(logits, abs=1e-4)
+    assert labeler.logits_and_features(images)[0] == pytest.approx(logits, abs=1e-4)
     assert judged.features == pytest.approx(features.double().numpy(), abs=1e-4)
     assert judged.told["object"].tolist() == [[labels[i]] for i in logits.argmax(1)]
     assert judged.features.dtype == np.float64 and labeler.domains == {"object": labels}

@@ -6,8 +6,9 @@ from sklearn.svm import SVC
 
 from erasure.core.errors import ModelError, NotApplicableError, OptionError
 from erasure.evaluation.membership_inference import called_non_members, klom, loss_auc, u_lira
-from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.outputs import ClassifierOutputs
 from erasure.evaluation.predictions import Predictions
+from erasure.evaluation.settings import EvaluationConfig
 
 RANDOM = np.random.default_rng(0)
 HIGH, LOW = RANDOM.uniform(0.95, 1.0, 60), RANDOM.uniform(0.0, 0.4, 60)
@@ -60,21 +61,21 @@ def test_the_interval_of_the_loss_auc_covers_it():
     assert 180 <= covered <= 199
 
 
-def test_answers_are_probabilities_of_the_label():
+def test_confidences_are_probabilities_of_the_label():
     logits, labels = RANDOM.normal(0, 3, (20, 4)), RANDOM.integers(0, 4, 20)
-    answers = Predictions(logits, labels)
+    predictions = Predictions(logits, labels)
     p = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[np.arange(20), labels]
-    assert answers.confidences == pytest.approx(p) and answers.losses == pytest.approx(-np.log(p))
-    assert answers.margins == pytest.approx(np.log(p / (1 - p)))
-    assert (answers.correct == (p > 0.5))[p > 0.5].all()
+    assert predictions.confidences == pytest.approx(p) and predictions.losses == pytest.approx(-np.log(p))
+    assert predictions.margins == pytest.approx(np.log(p / (1 - p)))
+    assert (predictions.correct == (p > 0.5))[p > 0.5].all()
     sure = Predictions(np.array([[90.0, 0.0]]), np.array([0]))
     assert sure.confidences == 1.0 and sure.margins == 90.0  # where log(p / (1 - p)) would be infinite
 
 
-def test_damaged_weights_are_no_evidence(classifier, task, digits, tmp_path):
+def test_damaged_weights_are_reported(classifier, task, digits):
     next(classifier.network.parameters()).data.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
-        ModelOutputs(classifier, task, digits, tmp_path).answers("retain")
+        ClassifierOutputs(classifier, task, digits, EvaluationConfig()).predictions("retain")
 
 
 def test_u_lira_is_a_naive_bayes_of_each_sample_without_the_judged_models():

@@ -10,89 +10,90 @@ from erasure.data.task import Task
 from erasure.evaluation.distances import frechet
 from erasure.evaluation.features.inception import FIDInception
 from erasure.evaluation.measure import measured
-from erasure.evaluation.outputs import ModelOutputs, probe
+from erasure.evaluation.outputs import ClassifierOutputs, GeneratorOutputs, probe
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.formats.safetensors_io import write_tensors
 from erasure.sampling.draw import LabeledImages, SamplingOptions
 from tests.conftest import tiny
 
-QUICK = SamplingOptions(num_images=4, num_inference_steps=2)
+QUICK = EvaluationConfig(samples=SamplingOptions(num_images=4, num_inference_steps=2))
 
 
 class Oracle:
-    """Stands where samples are drawn: images are given, and so is what the judge sees in them."""
+    """Stands where samples are drawn: images are given, and so is what the classifier sees in them."""
 
-    def __init__(self, evidence, images, labels, seen):
-        evidence.__dict__["samples"] = LabeledImages(images, np.array(labels))
+    def __init__(self, outputs, images, labels, seen):
+        outputs.__dict__["samples"] = LabeledImages(images, np.array(labels))
         features = images.reshape(len(images), -1).astype(np.float64)
-        evidence.__dict__["_described"] = (np.array(seen), features)
+        outputs.__dict__["_described"] = (np.array(seen), features)
 
 
 @pytest.fixture
-def evidence(ddpm, classifier, task, digits, tmp_path):
-    original = ModelOutputs(ddpm, task, digits, tmp_path / "o", classifier=classifier, settings=QUICK)
-    cleaned = ModelOutputs(ddpm, task, digits, tmp_path / "c", classifier=classifier, original=original, settings=QUICK)
+def outputs(ddpm, classifier, task, digits, tmp_path):
+    original = GeneratorOutputs(ddpm, task, digits, tmp_path / "o", QUICK, classifier=classifier)
+    cleaned = GeneratorOutputs(ddpm, task, digits, tmp_path / "c", QUICK, classifier=classifier, original=original)
     images = digits.images[:8]
     Oracle(original, images, [3, 3, 3, 3, 1, 1, 2, 2], [3, 3, 3, 9, 1, 1, 2, 2])
     Oracle(cleaned, images, [3, 3, 3, 3, 1, 1, 2, 2], [5, 5, 3, 9, 1, 1, 2, 3])
     return cleaned
 
 
-def measure(name, evidence):
-    return registry.load("metrics", name)().measure(evidence)
+def measure(name, outputs):
+    return registry.load("metrics", name)().measure(outputs)
 
 
-def test_ua_counts_what_is_no_longer_recognised(evidence):
-    score = measure("ua", evidence)
+def test_ua_counts_what_is_no_longer_recognised(outputs):
+    score = measure("ua", outputs)
     assert score.value == 75.0 and score.n == 4 and score.unit == "%" and score.higher_is_better
     assert score.interval == pytest.approx([100 * end for end in wilson(3, 4)])
     assert score.details == {"given_original": pytest.approx(100 * 2 / 3), "n_given_original": 3}
-    assert measure("ua", evidence.original).value == 25.0
+    assert measure("ua", outputs.original).value == 25.0
 
 
-def test_ra_counts_what_is_kept_class_by_class(evidence):
-    score = measure("ra", evidence)
+def test_ra_counts_what_is_kept_class_by_class(outputs):
+    score = measure("ra", outputs)
     assert score.value == 75.0 and score.details["by_class"] == {"one": 100.0, "two": 50.0}
 
 
-def test_paired_distance_is_zero_between_equal_images_and_sees_one_change(evidence):
-    assert measure("paired_distance", evidence).value == 0.0
-    evidence._described[1][4, 0] += 6.0
-    score = measure("paired_distance", evidence)
+def test_paired_distance_is_zero_between_equal_images_and_sees_one_change(outputs):
+    assert measure("paired_distance", outputs).value == 0.0
+    outputs._described[1][4, 0] += 6.0
+    score = measure("paired_distance", outputs)
     assert score.value == pytest.approx(6.0 / 4) and score.n == 4
-    evidence._described[1][0, 0] += 6.0  # a forgotten class does not count
-    assert measure("paired_distance", evidence).value == pytest.approx(6.0 / 4)
+    outputs._described[1][0, 0] += 6.0  # a forgotten class does not count
+    assert measure("paired_distance", outputs).value == pytest.approx(6.0 / 4)
     with pytest.raises(NotApplicableError):
-        measure("paired_distance", evidence.original)
+        measure("paired_distance", outputs.original)
 
 
 def test_fd_of_the_real_images_themselves_is_zero(ddpm, classifier, task, digits, tmp_path):
-    evidence = ModelOutputs(ddpm, task, digits, tmp_path, classifier=classifier)
-    evidence.__dict__["samples"] = LabeledImages(digits.images, digits.labels)
-    assert measure("fd_classifier", evidence).value == pytest.approx(0, abs=1e-6)
+    outputs = GeneratorOutputs(ddpm, task, digits, tmp_path, QUICK, classifier=classifier)
+    outputs.__dict__["samples"] = LabeledImages(digits.images, digits.labels)
+    assert measure("fd_classifier", outputs).value == pytest.approx(0, abs=1e-6)
     noise = np.random.default_rng(0).integers(0, 256, digits.images.shape, dtype=np.uint8)
-    evidence = ModelOutputs(ddpm, task, digits, tmp_path, classifier=classifier)
-    evidence.__dict__["samples"] = LabeledImages(noise, digits.labels)
-    score = measure("fd_classifier", evidence)
+    outputs = GeneratorOutputs(ddpm, task, digits, tmp_path, QUICK, classifier=classifier)
+    outputs.__dict__["samples"] = LabeledImages(noise, digits.labels)
+    score = measure("fd_classifier", outputs)
     kept = digits.labels != 3
     features = [classifier.describe(to_float(images[kept]))[1].numpy() for images in (noise, digits.images)]
     assert score.value == pytest.approx(frechet(*features), rel=1e-6) and score.value > 0.01
     assert score.n == kept.sum() == score.details["n_real"]
 
 
-def test_a_classifier_is_judged_by_its_own_answers(classifier, task, digits, tmp_path):
-    evidence = ModelOutputs(classifier, task, digits, tmp_path)
+def test_a_classifier_is_measured_by_its_own_predictions(classifier, task, digits, tmp_path):
+    outputs = ClassifierOutputs(classifier, task, digits, QUICK)
     logits = classifier.describe(to_float(digits.images))[0].argmax(1).numpy()
     forgotten = digits.labels == 3
-    assert measure("ua", evidence).value == pytest.approx(100 * (logits[forgotten] != 3).mean())
-    assert measure("ra", evidence).value == pytest.approx(100 * (logits == digits.labels)[~forgotten].mean())
+    assert measure("ua", outputs).value == pytest.approx(100 * (logits[forgotten] != 3).mean())
+    assert measure("ra", outputs).value == pytest.approx(100 * (logits == digits.labels)[~forgotten].mean())
     for name in ("fd_classifier", "fid", "kid"):
-        with pytest.raises(NotApplicableError, match="draws no images"):
-            measure(name, evidence)
+        with pytest.raises(NotApplicableError, match="generates no images"):
+            measure(name, outputs)
 
 
 @pytest.fixture
-def told(classifier, task, digits, tmp_path):
-    """Evidence of a classifier that answers as it is told about samples 0 to 39; the test split is the next 30."""
+def told(classifier, task, digits):
+    """Outputs of a classifier that predicts what it is told for samples 0 to 39; the test split is the next 30."""
 
     def make(seen_of, forget_ids=None, of_task=task, retrained=None):
         def describe(images):
@@ -106,8 +107,9 @@ def told(classifier, task, digits, tmp_path):
         classifier.describe = describe
         train, test = digits.at(np.arange(40)), digits.at(np.arange(40, 70))
         ids = None if forget_ids is None else np.array(forget_ids)
-        return ModelOutputs(
-            classifier, of_task, train, tmp_path, forget_ids=ids, test=lambda: test, retrained=retrained, seed=3
+        config = EvaluationConfig(sample_seed=3)
+        return ClassifierOutputs(
+            classifier, of_task, train, config, forget_ids=ids, test=lambda: test, retrained=retrained
         )
 
     return make
@@ -123,11 +125,11 @@ def test_ta_leaves_a_forgotten_class_out_of_the_test_split(told, digits):
 
 
 def test_parts_by_sample_ids(told, digits):
-    evidence = told(lambda i, label: (label + 1) % 10 if i in (1, 2, 30, 41) else label, [0, 1, 2])
-    assert measure("ua", evidence).value == pytest.approx(200 / 3)
-    assert measure("ra", evidence).value == pytest.approx(100 * 36 / 37)
-    assert measure("ta", evidence).n == 30 and measure("ta", evidence).value == pytest.approx(100 * 29 / 30)
-    assert len(evidence.answers("forget").losses) == 3
+    outputs = told(lambda i, label: (label + 1) % 10 if i in (1, 2, 30, 41) else label, [0, 1, 2])
+    assert measure("ua", outputs).value == pytest.approx(200 / 3)
+    assert measure("ra", outputs).value == pytest.approx(100 * 36 / 37)
+    assert measure("ta", outputs).n == 30 and measure("ta", outputs).value == pytest.approx(100 * 29 / 30)
+    assert len(outputs.predictions("forget").losses) == 3
 
 
 def test_the_attack_sees_samples_that_look_like_the_test_split(told):
@@ -150,10 +152,10 @@ def test_the_average_gap_needs_a_retrained_model_and_is_zero_to_itself(told):
     assert score.value == pytest.approx(np.mean(list(score.details["gaps"].values()))) and score.value > 0
 
 
-def test_a_generator_has_no_answers_of_its_own(evidence, ddpm):
+def test_a_generator_has_no_predictions_of_its_own(outputs, ddpm):
     for name in ("ta", "mia", "loss_auc"):
         with pytest.raises(NotApplicableError, match="generator"):
-            measure(name, evidence)
+            measure(name, outputs)
 
 
 def test_a_classifier_is_measured_by_its_own_metrics_without_being_asked(told):
@@ -163,36 +165,35 @@ def test_a_classifier_is_measured_by_its_own_metrics_without_being_asked(told):
 
 def test_an_unconditional_model_has_a_forget_share(classifier, task, digits, tmp_path):
     model = tiny("ddpm-unconditional")
-    evidence = ModelOutputs(model, task, digits, tmp_path, classifier=classifier, settings=QUICK)
-    assert evidence.samples.labels.tolist() == [-1] * 4
-    evidence.__dict__["_described"] = (np.array([3, 3, 0, 1]), np.zeros((4, 2)))
-    assert measure("forget_share", evidence).value == 50.0
+    outputs = GeneratorOutputs(model, task, digits, tmp_path, QUICK, classifier=classifier)
+    assert outputs.samples.labels.tolist() == [-1] * 4
+    outputs.__dict__["_described"] = (np.array([3, 3, 0, 1]), np.zeros((4, 2)))
+    assert measure("forget_share", outputs).value == 50.0
     with pytest.raises(NotApplicableError, match="unconditional"):
-        measure("ua", evidence)
+        measure("ua", outputs)
 
 
 def test_reasons_why_something_cannot_be_measured(ddpm, classifier, digits, task, tmp_path):
     with pytest.raises(NotApplicableError, match="give --classifier"):
-        measure("ra", ModelOutputs(ddpm, task, digits, tmp_path, settings=QUICK))
-    nothing = ModelOutputs(ddpm, Task(digits.class_names, ()), digits, tmp_path, classifier=classifier, settings=QUICK)
+        measure("ra", GeneratorOutputs(ddpm, task, digits, tmp_path, QUICK))
+    nothing = GeneratorOutputs(ddpm, Task(digits.class_names, ()), digits, tmp_path, QUICK, classifier=classifier)
     with pytest.raises(NotApplicableError, match="--forget"):
         measure("ua", nothing)
     with pytest.raises(NotApplicableError, match="measured by ua"):
-        measure("forget_share", ModelOutputs(ddpm, task, digits, tmp_path, classifier=classifier, settings=QUICK))
+        measure("forget_share", GeneratorOutputs(ddpm, task, digits, tmp_path, QUICK, classifier=classifier))
 
 
 def test_fid_and_kid_use_the_given_inception(ddpm, classifier, task, digits, tmp_path):
     torch.manual_seed(0)
     write_tensors(tmp_path / "i.safetensors", FIDInception().state_dict())
     small = digits.of_classes([3, 4]).first(12)
-    evidence = ModelOutputs(
-        ddpm, Task(digits.class_names, (3,)), small, tmp_path, inception=str(tmp_path / "i.safetensors")
-    )
-    evidence.__dict__["samples"] = LabeledImages(small.images, small.labels)
-    assert measure("fid", evidence).value == pytest.approx(0, abs=1e-6)
-    assert measure("kid", evidence).value <= 1e-6
-    details = measure("fid", evidence).details
-    assert details["n_real"] == 6 and details["kid"] == measure("kid", evidence).value
+    config = EvaluationConfig(inception=str(tmp_path / "i.safetensors"))
+    outputs = GeneratorOutputs(ddpm, Task(digits.class_names, (3,)), small, tmp_path, config)
+    outputs.__dict__["samples"] = LabeledImages(small.images, small.labels)
+    assert measure("fid", outputs).value == pytest.approx(0, abs=1e-6)
+    assert measure("kid", outputs).value <= 1e-6
+    details = measure("fid", outputs).details
+    assert details["n_real"] == 6 and details["kid"] == measure("kid", outputs).value
 
 
 def test_a_probe_looks_at_both_parts(ddpm, classifier, task):

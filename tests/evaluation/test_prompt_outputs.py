@@ -14,7 +14,9 @@ from erasure.data import load_dataset
 from erasure.erasing.targets.generated_images import text_task
 from erasure.evaluation.classifiers import ImageLabeler, ImageLabels
 from erasure.evaluation.measure import measured
+from erasure.evaluation.outputs import GeneratorOutputs
 from erasure.evaluation.prompt_outputs import PromptOutputs, shown_by, unseen_prompts
+from erasure.evaluation.settings import EvaluationConfig
 from erasure.prompts.concept import Concept, Prompt, load_concept
 from erasure.sampling.draw import SamplingOptions
 from tests.conftest import pipeline_folder, tiny
@@ -71,21 +73,21 @@ class Scripted(ImageLabeler):
         return ImageLabels({"digit": digits[:count], "style": styles[:count]}, features)
 
 
-def evidence(concept, seen, tmp_path, **more):
+def outputs(concept, seen, tmp_path, original=None, **networks):
     model = tiny("sd1")
     task = text_task(concept)
     model.set_prompts(task.class_names)
     labeler = Scripted(seen) if seen else None
-    settings = SamplingOptions(num_images=2, num_inference_steps=1)
+    samples = SamplingOptions(num_images=2, num_inference_steps=1)
     return PromptOutputs(
         model,
         concept,
         task,
         load_dataset("digits_styles", "test"),
         tmp_path,
+        EvaluationConfig(samples=samples, **networks),
         labeler=labeler,
-        settings=settings,
-        **more,
+        original=original,
     )
 
 
@@ -105,7 +107,7 @@ SEEN = [
 
 
 def test_each_metric_counts_its_trials(tmp_path):
-    found = measured(evidence(CONCEPT, SEEN, tmp_path), ())
+    found = measured(outputs(CONCEPT, SEEN, tmp_path), ())
     value = {name: score["value"] for name, score in found["metrics"].items()}
     n = {name: score["n"] for name, score in found["metrics"].items()}
     assert CONCEPT.erased == {("digit", "three")}
@@ -119,14 +121,14 @@ def test_each_metric_counts_its_trials(tmp_path):
 def test_what_was_erased_is_still_there_on_the_other_side(tmp_path):
     pairs = Concept("three", (Prompt("three four", "", (("digit", "three"), ("digit", "four"))),), CONCEPT.retain[:1])
     seen = [pair("four", "three", "ink"), pair("four", "five", "ink"), *SEEN[4:6]]
-    assert evidence(pairs, seen, tmp_path).correct("forget").tolist() == [True, False]
+    assert outputs(pairs, seen, tmp_path).correct("forget").tolist() == [True, False]
     twice = Concept("three", (Prompt("three three", "", (("digit", "three"), ("digit", "three"))),), CONCEPT.retain[:1])
-    assert len(evidence(twice, seen, tmp_path / "twice").correct("forget")) == 2
+    assert len(outputs(twice, seen, tmp_path / "twice").correct("forget")) == 2
 
 
 def test_two_erased_domains_keep_what_a_forget_prompt_also_shows(tmp_path):
     seen = [*SEEN[:4], *SEEN[10:12], *SEEN[4:6], *SEEN[8:10]]
-    one = evidence(BOTH, seen, tmp_path)
+    one = outputs(BOTH, seen, tmp_path)
     assert BOTH.erased == {("digit", "three"), ("style", "neon")}
     # three ink: digit; three neon: digit and style; five neon: style
     assert one.correct("forget").tolist() == [True, False, False, False, True, False, True, True]
@@ -137,7 +139,7 @@ def test_two_erased_domains_keep_what_a_forget_prompt_also_shows(tmp_path):
 
 
 def test_real_images_are_those_that_show_the_same(tmp_path):
-    reference = evidence(CONCEPT, SEEN, tmp_path).reference("retain")
+    reference = outputs(CONCEPT, SEEN, tmp_path).reference("retain")
     shown = {reference.class_names[label] for label in np.unique(reference.labels)}
     assert shown == {
         *("four in ink style", "four in neon style", "five in ink style", "five in neon style"),
@@ -146,21 +148,21 @@ def test_real_images_are_those_that_show_the_same(tmp_path):
 
 
 def test_without_a_judge_every_metric_says_why(tmp_path):
-    found = measured(evidence(CONCEPT, None, tmp_path), ())
+    found = measured(outputs(CONCEPT, None, tmp_path), ())
     assert found["metrics"] == {} and found["ua"] is None
     assert (
         set(found["not_measured"]) == set(PromptOutputs.default_metrics)
         and "give --classifier" in found["not_measured"]["ira"]
     )
     with pytest.raises(NotApplicableError, match="--clip"):
-        measured(evidence(CONCEPT, SEEN, tmp_path), ("clip_score",))
+        measured(outputs(CONCEPT, SEEN, tmp_path), ("clip_score",))
 
 
 def test_the_picture_is_a_grid_of_both_domains(tmp_path):
-    rows = evidence(CONCEPT, SEEN, tmp_path).picture()
+    rows = outputs(CONCEPT, SEEN, tmp_path).picture()
     assert [row.name for row in rows] == ["ink", "neon"] and all(len(row.images) == 3 for row in rows)
     assert not any(row.forgotten for row in rows)
-    assert [row.forgotten for row in evidence(BOTH, SEEN, tmp_path).picture()] == [True, True, True, False, False]
+    assert [row.forgotten for row in outputs(BOTH, SEEN, tmp_path).picture()] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("place", [lambda index: index, lambda index: 999 - index])
@@ -182,30 +184,30 @@ def test_an_imagenet_classifier_is_asked_by_name_whatever_its_order(cli, tmp_pat
 
 @pytest.mark.parametrize("name", ["cmmd", "fd_dinov2"])
 def test_distances_to_real_images_in_other_spaces(tmp_path, monkeypatch, clip_folder, dinov2_folder, name):
-    one = evidence(CONCEPT, SEEN, tmp_path, clip=str(clip_folder), dinov2=str(dinov2_folder))
+    one = outputs(CONCEPT, SEEN, tmp_path, clip=str(clip_folder), dinov2=str(dinov2_folder))
     real = one.reference("retain")
     one.__dict__["reference"] = lambda part: real.first(20)
     score = registry.load("metrics", name)().measure(one)
     assert score.n == one.chosen("retain").sum() == 10 and score.details["n_real"] == 20
     assert score.value > 0 and score.interval[0] < score.value < score.interval[1]
-    assert measured(one, (name,))["metrics"][name]["details"]["model"] == getattr(one, WHOSE[name])
-    monkeypatch.setattr("erasure.evaluation.outputs.write_tensors", None)  # features of real images are taken once
-    one.__dict__.pop(f"{WHOSE[name]}_pair")
+    assert measured(one, (name,))["metrics"][name]["details"]["model"] == getattr(one.config, WHOSE[name])
+    monkeypatch.setattr(
+        "erasure.evaluation.features.spaces.write_tensors", None
+    )  # features of real images are taken once
+    one._pairs.clear()
     assert registry.load("metrics", name)().measure(one) == score
 
 
 def test_classes_have_no_words(digits, task, tmp_path):
-    from erasure.evaluation.outputs import ModelOutputs
-
-    plain = ModelOutputs(tiny("ddpm"), task, digits, tmp_path)
+    plain = GeneratorOutputs(tiny("ddpm"), task, digits, tmp_path, EvaluationConfig())
     for name in ("ira", "cra", "composition", "clip_score"):
         with pytest.raises(NotApplicableError, match="text-to-image"):
             registry.load("metrics", name)().measure(plain)
 
 
 def test_the_same_seed_pairs_two_models(tmp_path):
-    one = evidence(CONCEPT, SEEN, tmp_path / "a")
-    other = evidence(CONCEPT, SEEN, tmp_path / "b", original=one)
+    one = outputs(CONCEPT, SEEN, tmp_path / "a")
+    other = outputs(CONCEPT, SEEN, tmp_path / "b", original=one)
     other.model = tiny("sd1", seed=5).set_prompts(other.task.class_names)
     assert one.samples.labels.tolist() == other.samples.labels.tolist()
     assert not np.array_equal(one.samples.images, other.samples.images)

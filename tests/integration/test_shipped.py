@@ -58,7 +58,7 @@ def test_stable_diffusion_draws_what_it_is_asked_for(tmp_path):
     model = load_family("digits-sd", StableDiffusion)
     assert model.info["sampling"] == {"num_inference_steps": 30, "eta": 0.0, "guidance_scale": 4.0}
     target = target_of(model, TargetSpec(concept="digits/three"))
-    seen = target.evidence(model, EvaluationConfig(samples=SamplingOptions(num_images=1), sample_seed=77), tmp_path)
+    seen = target.outputs(model, EvaluationConfig(samples=SamplingOptions(num_images=1), sample_seed=77), tmp_path)
     digits = np.concatenate([seen.correct("forget"), seen.correct("retain")])
     assert len(digits) == 50 and digits.mean() >= 0.97
     assert seen.across().mean() >= 0.99

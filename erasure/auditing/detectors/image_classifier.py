@@ -69,7 +69,7 @@ class ImageClassifier(Scorer):
     def _blocks(self, images: np.ndarray) -> list[Tensor]:
         """Logits (n, labels) of each aspect, or the only ones."""
         if isinstance(self._labeler, TransformersLabeler):
-            return [self._labeler.look(images)[0]]
+            return [self._labeler.logits_and_features(images)[0]]
         model = self._labeler.model
         logits, _ = model.describe(to_float(images))
         return list(model.blocks(logits).values()) if model.aspects else [logits]

@@ -72,10 +72,10 @@ class ForgetTarget(ABC):
         """Make another copy of the model ready for the task."""
 
     @abstractmethod
-    def evidence(
+    def outputs(
         self, model: Model, evaluation: EvaluationConfig, folder: Path | None, original: ModelOutputs | None = None
     ) -> ModelOutputs:
-        """Evidence whose samples lie in `folder`, or, for a model that does not change, in the user's cache."""
+        """What metrics read; images lie in `folder`, or, for a model that does not change, in the user's cache."""
 
     @abstractmethod
     def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:

@@ -16,7 +16,7 @@ from erasure.data import Dataset, load_dataset, placed
 from erasure.data.forget_sets import forget_ids, mislabelled
 from erasure.data.task import Task
 from erasure.erasing.targets.base import PROBED, ForgetTarget, Probe, TargetSpec, shipped_classifier
-from erasure.evaluation.outputs import ModelOutputs, probe
+from erasure.evaluation.outputs import ClassifierOutputs, GeneratorOutputs, ModelOutputs, probe
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import DiffusionModel, Model, load_family
 from erasure.models.classifier import Classifier
@@ -86,34 +86,33 @@ class ClassTarget(ForgetTarget):
     def prepare(self, model: Model) -> None:
         """Nothing to do: labels mean the same to every copy."""
 
-    def evidence(
+    def outputs(
         self, model: Model, evaluation: EvaluationConfig, folder: Path | None, original: ModelOutputs | None = None
     ) -> ModelOutputs:
-        """Samples of every class, or a classifier's answers."""
+        """Images of every class, or a classifier's predictions."""
+        dataset, ids = self._dataset, None
+        if self.task.samples or self._erased.any():  # what was erased before is on neither side
+            dataset = dataset.at(self.forgotten | self.kept)
+            ids = np.flatnonzero(self.forgotten[self.forgotten | self.kept]) if self.task.samples else None
+        if isinstance(model, Classifier):
+            return ClassifierOutputs(
+                model,
+                self.task,
+                dataset,
+                evaluation,
+                forget_ids=ids,
+                test=lambda: self.test_data,
+                original=original,
+            )
+        assert isinstance(model, DiffusionModel)
+        assert original is None or isinstance(original, GeneratorOutputs)
         if folder is None:
             settings = {**model.info.get("sampling", {}), **evaluation.samples.overrides()}
             about = {"version": DRAWING, "model": model.hash, "seed": evaluation.sample_seed, **settings}
             key = fingerprint(about | ({STEERING: model.info[STEERING]} if STEERING in model.info else {}))
             folder = cache_folder() / "samples" / key[:32]
-        dataset, ids = self._dataset, None
-        if self.task.samples or self._erased.any():  # what was erased before is on neither side
-            dataset = dataset.at(self.forgotten | self.kept)
-            ids = np.flatnonzero(self.forgotten[self.forgotten | self.kept]) if self.task.samples else None
-        return ModelOutputs(
-            model,
-            self.task,
-            dataset,
-            folder,
-            classifier=None if isinstance(model, Classifier) else held_classifier(evaluation.classifier, self._dataset),
-            original=original,
-            settings=evaluation.samples,
-            seed=evaluation.sample_seed,
-            inception=evaluation.inception,
-            clip=evaluation.clip,
-            dinov2=evaluation.dinov2,
-            forget_ids=ids,
-            test=lambda: self.test_data,
-        )
+        classifier = held_classifier(evaluation.classifier, self._dataset)
+        return GeneratorOutputs(model, self.task, dataset, folder, evaluation, classifier=classifier, original=original)
 
     def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
         """32 forget and 32 retain images in 20 denoising steps."""

@@ -24,7 +24,7 @@ from erasure.erasing.targets.generated_images import (
     warn_without_effect,
 )
 from erasure.evaluation.classifiers import ImageLabeler, open_labeler
-from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.outputs import GeneratorOutputs, ModelOutputs
 from erasure.evaluation.prompt_outputs import PromptOutputs
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import Model
@@ -112,10 +112,10 @@ class ConceptTarget(ForgetTarget):
             return Dataset.nothing()
         return load_dataset(spec, "train", self._wanted.data_dir, self._wanted.image_size)
 
-    def evidence(
+    def outputs(
         self, model: Model, evaluation: EvaluationConfig, folder: Path | None, original: ModelOutputs | None = None
     ) -> ModelOutputs:
-        """Images of the concept's prompts, and what a judge sees in them."""
+        """Images of the concept's prompts, and what a labeler sees in them."""
         assert isinstance(model, StableDiffusion)
         if model.prompt_embeddings is None:
             self.prepare(model)
@@ -123,20 +123,16 @@ class ConceptTarget(ForgetTarget):
         if folder is None:
             key = {"version": DRAWING, "model": model.hash, "parts": model.parts_hash, "prompts": self.task.class_names}
             folder = cache_folder() / "samples" / fingerprint({**key, "seed": evaluation.sample_seed, **settings})[:32]
-        assert original is None or isinstance(original, PromptOutputs)
+        assert original is None or isinstance(original, GeneratorOutputs)
         return PromptOutputs(
             model,
             self.concept,
             self.task,
             self.reference,
             folder,
+            evaluation,
             labeler=self.labeler(evaluation),
             original=original,
-            settings=evaluation.samples,
-            seed=evaluation.sample_seed,
-            inception=evaluation.inception,
-            clip=evaluation.clip,
-            dinov2=evaluation.dinov2,
         )
 
     def labeler(self, evaluation: EvaluationConfig) -> ImageLabeler | None:
@@ -163,7 +159,8 @@ class ConceptTarget(ForgetTarget):
         single = [row for row in self.concept.retain if len({domain for domain, _ in row.shows}) == len(row.shows)]
         count = max(1, FEW // len(self.concept.forget))
         rows = (*self.concept.forget, *(single or self.concept.retain)[:: max(1, len(single) * count // FEW)])
-        settings = SamplingOptions(num_images=count, num_inference_steps=10, sample_batch_size=64)
+        samples = SamplingOptions(num_images=count, num_inference_steps=10, sample_batch_size=64)
+        quick = EvaluationConfig(samples=samples, sample_seed=1)
 
         def probe(moving: Model) -> Mapping[str, float]:
             assert isinstance(moving, StableDiffusion)
@@ -174,10 +171,9 @@ class ConceptTarget(ForgetTarget):
                     self.task,
                     self.reference,
                     folder,
+                    quick,
                     rows=rows,
                     labeler=labeler,
-                    settings=settings,
-                    seed=1,
                 )
                 return {
                     "ua": 100 - 100 * float(seen.correct("forget").mean()),

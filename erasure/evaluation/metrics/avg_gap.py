@@ -24,16 +24,16 @@ class AvgGap(Metric):
     higher_is_better = False
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Needs evidence of the retrained model, which `erasure benchmark` makes."""
-        if evidence.retrained is None:
+        if outputs.retrained is None:
             raise NotApplicableError(
                 "avg_gap compares with a model that was retrained: `erasure benchmark` trains one for every table"
             )
         measures = {name: registry.load("metrics", name)() for name in PARTS}
         own, theirs = (
             {name: metric.measure(model).value for name, metric in measures.items()}
-            for model in (evidence, evidence.retrained)
+            for model in (outputs, outputs.retrained)
         )
         gaps = {name: abs(own[name] - theirs[name]) for name in PARTS}
         return self.score(average_gap(own, theirs), len(PARTS), (-math.inf, math.inf), gaps=gaps)

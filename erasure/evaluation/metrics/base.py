@@ -41,7 +41,7 @@ class Metric(ABC):
     needs: ClassVar[Space | None] = None  # the network without which it cannot be measured
 
     @abstractmethod
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """The score; raises NotApplicableError when the evidence has no such thing."""
 
     def score(self, value: float, n: int, interval: tuple[float, float], **details: Any) -> Score:

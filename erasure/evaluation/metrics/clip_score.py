@@ -17,7 +17,7 @@ class CLIPScore(Metric):
     higher_is_better = True
     needs = "clip"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Needs a CLIP model (`--clip`)."""
-        scores, name = evidence.clip_scores("retain")
+        scores, name = outputs.clip_scores("retain")
         return self.score(float(scores.mean()), len(scores), mean_interval(scores), model=name)

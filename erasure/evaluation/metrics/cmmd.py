@@ -22,9 +22,9 @@ class CMMD(Metric):
     higher_is_better = False
     needs = "clip"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Needs a CLIP model (`--clip`)."""
-        drawn, reference = evidence.clip_pair
+        drawn, reference = outputs.pair("clip")
         value, (low, high) = kernel_distance(drawn, reference, gaussian, "cmmd")
-        details = {**evidence.counted(reference), "model": evidence.clip}
+        details = {**outputs.counted(reference), "model": outputs.config.clip}
         return self.score(SCALE * value, len(drawn), (SCALE * low, SCALE * high), **details)

@@ -17,6 +17,6 @@ class Composition(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """One trial an image."""
-        return self.share(evidence.correct_in("together"))
+        return self.share(outputs.correct_in("together"))

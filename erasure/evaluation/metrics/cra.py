@@ -17,6 +17,6 @@ class CRA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Share of those values that the judge sees; prompts of several things are left to `composition`."""
-        return self.share(evidence.correct_in("across"))
+        return self.share(outputs.correct_in("across"))

@@ -16,7 +16,7 @@ class FDClassifier(Metric):
     definition = "fd_classifier/1"
     higher_is_better = False
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """The distance over the retained classes; damage to what should be kept shows here first."""
-        drawn, reference = evidence.features("retain"), evidence.reference_features("retain")
-        return self.frechet(drawn, reference, groups=20, **evidence.counted(reference))
+        drawn, reference = outputs.features("retain"), outputs.reference_features("retain")
+        return self.frechet(drawn, reference, groups=20, **outputs.counted(reference))

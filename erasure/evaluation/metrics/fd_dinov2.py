@@ -17,8 +17,8 @@ class FDDINOv2(Metric):
     higher_is_better = False
     needs = "dinov2"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Needs a DINOv2 (`--dinov2`); the interval is a delete-a-group jackknife over the drawn images."""
-        drawn, reference = evidence.dinov2_pair
-        details = {**evidence.counted(reference), "model": evidence.dinov2}
+        drawn, reference = outputs.pair("dinov2")
+        details = {**outputs.counted(reference), "model": outputs.config.dinov2}
         return self.frechet(drawn, reference, groups=10, **details)

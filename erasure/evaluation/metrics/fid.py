@@ -22,10 +22,10 @@ class FID(Metric):
     higher_is_better = False
     needs = "inception"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Needs the Inception weights (`--inception`)."""
-        drawn, reference = evidence.inception_pair
-        details: dict[str, Any] = evidence.counted(reference)
+        drawn, reference = outputs.pair("inception")
+        details: dict[str, Any] = outputs.counted(reference)
         if min(len(drawn), len(reference)) < ENOUGH:
             value, interval = kernel_distance(drawn, reference)
             details |= {"kid": value, "kid_interval": list(interval)}

@@ -20,10 +20,10 @@ class ForgetShare(Metric):
     higher_is_better = False
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Share of the samples that the held classifier sees as a forgotten class."""
-        if not evidence.task.forget:
+        if not outputs.task.forget:
             raise NotApplicableError("no class is named as forgotten: give --forget")
-        if not (evidence.samples.labels == UNCONDITIONAL).all():
+        if not (outputs.samples.labels == UNCONDITIONAL).all():
             raise NotApplicableError("forget_share is for unconditional models: this one is measured by ua")
-        return self.share(np.isin(evidence.predicted, evidence.task.forget))
+        return self.share(np.isin(outputs.predicted, outputs.task.forget))

@@ -16,6 +16,6 @@ class IRA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Share of kept values that the judge sees; prompts of several things are left to `composition`."""
-        return self.share(evidence.correct_in("domain"))
+        return self.share(outputs.correct_in("domain"))

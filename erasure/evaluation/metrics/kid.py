@@ -17,8 +17,8 @@ class KID(Metric):
     higher_is_better = False
     needs = "inception"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Needs the Inception weights (`--inception`)."""
-        drawn, reference = evidence.inception_pair
+        drawn, reference = outputs.pair("inception")
         value, interval = kernel_distance(drawn, reference)
-        return self.score(value, len(drawn), interval, **evidence.counted(reference))
+        return self.score(value, len(drawn), interval, **outputs.counted(reference))

@@ -16,8 +16,8 @@ class LossAUC(Metric):
     definition = "loss_auc/1"
     higher_is_better = False
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """The share of pairs in which the test sample has the larger loss."""
-        forget, test = evidence.answers("forget").losses, evidence.answers("test").losses
+        forget, test = outputs.predictions("forget").losses, outputs.predictions("test").losses
         value, interval = loss_auc(forget, test)
         return self.score(value, len(forget), interval, n_test=len(test))

@@ -18,8 +18,8 @@ class MIA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """The attack's verdict on every forgotten sample; `n_attack` samples of each side taught it."""
-        retain, test, forget = (evidence.answers(part).confidences for part in ("retain", "test", "forget"))
-        hidden = called_non_members(retain, test, forget, evidence.seed)
+        retain, test, forget = (outputs.predictions(part).confidences for part in ("retain", "test", "forget"))
+        hidden = called_non_members(retain, test, forget, outputs.config.sample_seed)
         return self.share(hidden, n_attack=min(len(retain), len(test)))

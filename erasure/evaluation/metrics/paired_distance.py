@@ -19,8 +19,8 @@ class PairedDistance(Metric):
     definition = "paired_distance/1"
     higher_is_better = False
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """The mean over the retained classes (all samples of an unconditional model)."""
-        first, second, space = evidence.paired_features
+        first, second, space = outputs.paired_features()
         moved = np.linalg.norm(first - second, axis=1)
         return self.score(float(moved.mean()), len(moved), mean_interval(moved), space=space)

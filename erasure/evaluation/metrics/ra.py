@@ -19,10 +19,10 @@ class RA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Share of the retain part that is recognised as its class; `by_class` shows what an average would hide."""
-        correct = evidence.correct("retain")
-        labels = evidence.samples.labels[evidence.chosen("retain")]
-        names = evidence.task.class_names
+        correct = outputs.correct("retain")
+        labels = outputs.samples.labels[outputs.chosen("retain")]
+        names = outputs.task.class_names
         by_class = {names[i]: 100.0 * float(correct[labels == i].mean()) for i in np.unique(labels)}
         return self.share(correct, by_class=by_class)

@@ -16,6 +16,6 @@ class TA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Share of the test split that a classifier labels rightly."""
-        return self.share(evidence.answers("test").correct)
+        return self.share(outputs.predictions("test").correct)

@@ -18,11 +18,11 @@ class UA(Metric):
     higher_is_better = True
     unit = "%"
 
-    def measure(self, evidence: ModelOutputs) -> Score:
+    def measure(self, outputs: ModelOutputs) -> Score:
         """Share of the forget part that is not recognised as its class."""
-        missed = ~evidence.correct("forget")
-        if evidence.original is None:
+        missed = ~outputs.correct("forget")
+        if outputs.original is None:
             return self.share(missed)
-        before = evidence.original.correct("forget")
+        before = outputs.original.correct("forget")
         given = 100.0 * float(missed[before].mean()) if before.any() else None
         return self.share(missed, given_original=given, n_given_original=int(before.sum()))
