@@ -24,6 +24,7 @@ from erasure.evaluation.settings import EvaluationConfig
 from erasure.formats.safetensors_io import hash_tensors
 from erasure.methods.base import Job, Method
 from erasure.models import DiffusionModel, Model, load_model, located
+from erasure.models.info import forget_advice
 from erasure.reports.erase_report import write_report
 from erasure.saliency.mask import Mask
 from erasure.saliency.scores import SaliencyConfig, build_mask
@@ -207,8 +208,7 @@ def _train(run: RunDir, plan: _Prepared) -> None:
     run.update(device=str(model.device), threads=torch.get_num_threads())
     mask = _mask(run, plan, forget)
     on_step = _probing(settings["probe_every"], plan)
-    for name in ("weights_dtype", "erase"):  # rounding would move held weights; the options were for the original
-        model.info.pop(name, None)
+    forget_advice(model.info)  # a rounded copy would move frozen weights
     if "dtypes" in model.info:  # one format for all parts, or the stock pipeline could not draw from the folder
         model.info["dtypes"] = dict.fromkeys(model.info["dtypes"], "float32")
     target.mark(model.info)
@@ -222,7 +222,13 @@ def _train(run: RunDir, plan: _Prepared) -> None:
         run.update(status="diverged", diverged={"step": error.step, "reason": str(error)})
         kept = f"{run.folder / 'model'} holds them" if error.step else "the original is unchanged and nothing was saved"
         raise DivergedError(f"{error} ({kept})", error.step) from error
-    model.info["erased"] = {key: settings[key] for key in ("model_hash", "forget", "method", "mask", "seed")}
+    model.info["erased"] = {
+        "model_hash": settings["model_hash"],
+        "forget": settings["forget"],
+        "method": settings["method"],
+        "mask": settings["mask"],
+        "seed": settings["seed"],
+    }
     if is_main():
         model.save(run.folder / "model")
     mask_seconds = run.document.get("mask_seconds", 0.0)

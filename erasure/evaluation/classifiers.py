@@ -12,6 +12,7 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,9 @@ from erasure.evaluation.features.clip import (
     load_network,
     local_folder,
 )
-from erasure.models import Model, load_family
+from erasure.models import load_family
 from erasure.models.classifier import Classifier
+from erasure.models.info import read_info
 
 OBJECT = "object"  # the domain of a judge that knows only one, where nothing says otherwise
 NOTHING = "none"  # how an aspect's answer says that nothing is there
@@ -208,7 +210,7 @@ def open_labeler(given: str, wanted: Sequence[tuple[str, str]], device: torch.de
     if given.startswith("clip:"):
         return ZeroShotLabeler(given, load_clip(given.removeprefix("clip:"), device), by_domain)
     folder = local_folder(given)
-    if "family" in Model.info_of(folder):
+    if "family" in read_info(Path(folder)):
         model = load_family(folder, Classifier).to(torch.device(device))
         return OwnLabeler(given, model, by_domain)
     from transformers import AutoModelForImageClassification

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
 from erasure.exact.base import DataInfo, ExactMethod, Learner
 from erasure.models.classifier import Classifier
+from erasure.models.info import ModelInfo
 
 
 class _Shard(Learner):
@@ -58,7 +59,7 @@ class Sisa(ExactMethod):
 
     def learner(self, info: DataInfo, seed: int) -> Learner:
         """A classifier over all classes."""
-        return _Shard(Classifier.new(self.arch, info.to_dict(), seed))
+        return _Shard(Classifier.new(self.arch, cast(ModelInfo, info.to_dict()), seed))
 
     def combined(self, units: Sequence[int], scores: Sequence[Tensor], num_classes: int) -> Tensor:
         """Mean probability, or share of the votes; of equal shares the first class wins."""

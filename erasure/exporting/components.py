@@ -26,6 +26,7 @@ from erasure.formats.safetensors_io import dtype_of, hash_tensors, read_pickled_
 from erasure.formats.safetensors_stream import cast, is_pickle, read_header
 from erasure.models import DiffusionModel, Model, resolve
 from erasure.models.components import read_component
+from erasure.models.info import read_info
 from erasure.models.loading import HUB_COPIES, HUB_FILES
 from erasure.models.stable_diffusion import StableDiffusion
 
@@ -201,7 +202,7 @@ def original(place: str, like: Model) -> Original | None:
         else:
             return None
         dtypes[part] = str(dtype).removeprefix("torch.")
-    return Original(found, {**dtypes, **like.info_of(path).get("dtypes", {})})
+    return Original(found, {**dtypes, **read_info(path).get("dtypes", {})})
 
 
 def _on_disk(source: str) -> Path:

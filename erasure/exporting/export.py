@@ -25,6 +25,7 @@ from erasure.formats.delta import DELTA, VALUES_ONLY, applied, check_fits
 from erasure.formats.safetensors_io import hash_tensors, read_tensors
 from erasure.models import Model, load_model, resolve
 from erasure.models.guidance import Steering
+from erasure.models.info import forget_advice
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -179,8 +180,7 @@ def _of_relative(provenance: Mapping[str, Any], model: str, base_hash: str, foun
 def _put(model: Model, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
     """Give the model's network other weights in place of its own, and mark it as the run marked its own."""
     model.network.load_state_dict(tensors, assign=True)
-    for name in ("weights_dtype", "erase"):
-        model.info.pop(name, None)
+    forget_advice(model.info)
     marks = provenance.get("marks", {})
     if not isinstance(marks, dict):
         raise ModelError("the delta's provenance is damaged: its marks are not a JSON object")

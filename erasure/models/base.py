@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypedDict
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from erasure.core.errors import ModelError, NotApplicableError
 from erasure.core.files import read_json
 from erasure.data import Batch
 from erasure.formats.safetensors_io import check_finite, hash_tensors, read_tensors
+from erasure.models.info import Marks, ModelInfo, add_marks, marks_of
 
 
 class Examples(NamedTuple):
@@ -44,20 +45,6 @@ class Examples(NamedTuple):
         return Examples(inputs, torch.cat([first.target, second.target]), torch.cat([first.weight, second.weight]))
 
 
-class Marks(TypedDict, total=False):
-    """What a model's `info` says of its past; it goes with the weights into every export and comes back with them."""
-
-    erased: dict[str, Any]  # the last erasure: model_hash, forget, method, mask, seed
-    erased_classes: list[int]
-    erased_values: list[list[str]]  # (domain, value) pairs that prompts showed
-    erased_concepts: list[str]
-    erased_samples: list[str]  # forget sets, as `--forget` takes them
-    steering: dict[str, Any]
-
-
-MARKS = tuple(Marks.__annotations__)
-
-
 class Model(ABC):
     """A network with its family's loss.
 
@@ -68,7 +55,7 @@ class Model(ABC):
     family: ClassVar[str]
     joint_attention: ClassVar[bool] = False  # text and image attend to each other in one, not by a cross-attention
 
-    def __init__(self, network: nn.Module, info: dict[str, Any], source: str = "") -> None:
+    def __init__(self, network: nn.Module, info: ModelInfo, source: str = "") -> None:
         self.network, self.info, self.source = network, info, source
 
     @classmethod
@@ -84,21 +71,6 @@ class Model(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the folder that `load` and the stock library read."""
-
-    @classmethod
-    def info_of(cls, folder: Path) -> dict[str, Any]:
-        """What erasure.json says, with the options for erasing that erase.json recommends; empty without them."""
-        info = read_json(folder / "erasure.json", ModelError) if (folder / "erasure.json").is_file() else {}
-        if (folder / "erase.json").is_file():
-            info["erase"] = read_json(folder / "erase.json", ModelError)
-        names = info.get("class_names", [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ModelError(f"{folder / 'erasure.json'}: class_names must be a list of names")
-        if not all(isinstance(options, dict) for options in info.get("erase", {}).values()):
-            raise ModelError(
-                f"{folder / 'erase.json'}: expected options by method, such as {{'salun': {{'steps': 100}}}}"
-            )
-        return info
 
     @abstractmethod
     def examples(self, batch: Batch, generator: torch.Generator, *, condition_drop: bool = False) -> Examples:
@@ -177,16 +149,11 @@ class Model(ABC):
     @property
     def marks(self) -> Marks:
         """What was erased from it before, and how."""
-        found: Any = {key: self.info[key] for key in MARKS if key in self.info}
-        return copy.deepcopy(found)
+        return marks_of(self.info)
 
     def add_marks(self, marks: Mapping[str, Any]) -> None:
         """Add what another model's `marks` say: lists are joined, anything else takes the place of its own."""
-        for key in MARKS:
-            if key in marks:
-                new, own = marks[key], self.info.get(key, [])
-                joined = isinstance(new, list) and isinstance(own, list)
-                self.info[key] = [*own, *(mark for mark in new if mark not in own)] if joined else new
+        add_marks(self.info, marks)
 
     @property
     def erased_classes(self) -> tuple[int, ...]:

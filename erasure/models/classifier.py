@@ -8,6 +8,7 @@ features could not tell left from right.
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import ModelError, NotApplicableError
-from erasure.core.files import atomic_folder, read_json, write_json
+from erasure.core.files import atomic_folder, read_json
 from erasure.data import Aspect, Batch
 from erasure.models.base import Examples, Model
 from erasure.models.classifier_nets import (
@@ -30,6 +31,7 @@ from erasure.models.classifier_nets import (
     save_network,
     settings_of,
 )
+from erasure.models.info import ModelInfo, read_info, write_info
 
 
 class Classifier(Model):
@@ -49,7 +51,7 @@ class Classifier(Model):
         """Load from a folder; weights must be safetensors, complete, finite, and know the classes of erasure.json."""
         root = Path(folder)
         network = load_network(root)
-        info = cls.info_of(root) or _stock_info(root, network)
+        info = read_info(root) or _stock_info(root, network)
         model = cls(network, info, folder)
         if model.head.out_features != model.num_logits:
             raise ModelError(
@@ -58,7 +60,7 @@ class Classifier(Model):
         return model
 
     @classmethod
-    def new(cls, arch: str, info: dict[str, Any], seed: int) -> Self:
+    def new(cls, arch: str, info: ModelInfo, seed: int) -> Self:
         """A network of a named architecture with random weights; `info` gives channels, image_size and class_names."""
         names = info["class_names"]
         if "aspects" in info:
@@ -68,13 +70,13 @@ class Classifier(Model):
 
     def fresh(self, seed: int) -> Self:
         """The same architecture with new random weights."""
-        return type(self)(build(settings_of(self.network), seed), dict(self.info))
+        return type(self)(build(settings_of(self.network), seed), copy.copy(self.info))
 
     def save(self, folder: Path) -> None:
         """Write a folder, that of transformers where it has the network, with our erasure.json, atomically."""
         with atomic_folder(folder) as temporary:
             save_network(self.network, temporary, self.network_on_disk())
-            write_json(temporary / "erasure.json", {**self.info, "family": self.family})
+            write_info(temporary, self.info, self.family)
 
     @property
     def head(self) -> nn.Linear:
@@ -164,7 +166,7 @@ class Classifier(Model):
         return torch.cat(logits), torch.cat(features)
 
 
-def _stock_info(root: Path, network: Any) -> dict[str, Any]:
+def _stock_info(root: Path, network: Any) -> ModelInfo:
     """What a stock checkpoint says of itself in config.json and preprocessor_config.json."""
     path = root / "preprocessor_config.json"
     prepared = read_json(path, ModelError) if path.is_file() else {}
@@ -172,6 +174,9 @@ def _stock_info(root: Path, network: Any) -> dict[str, Any]:
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or 224
     config = settings_of(network)
-    info = {"channels": config["num_channels"], "image_size": size, "class_names": labels_of(config)}
-    normalisation: dict[str, Any] = {key: prepared[key] for key in ("image_mean", "image_std") if key in prepared}
-    return {**info, **normalisation}
+    info: ModelInfo = {"channels": config["num_channels"], "image_size": size, "class_names": labels_of(config)}
+    if "image_mean" in prepared:
+        info["image_mean"] = prepared["image_mean"]
+    if "image_std" in prepared:
+        info["image_std"] = prepared["image_std"]
+    return info

@@ -8,6 +8,7 @@ is our extension of the paper.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import ModelError
-from erasure.core.files import atomic_folder, read_json, write_json
+from erasure.core.files import atomic_folder, read_json
 from erasure.data import Batch
 from erasure.models.base import Examples, Model, fill
 from erasure.models.diffusion import DiffusionModel
+from erasure.models.info import ModelInfo, read_info, write_info
 
 SAMPLING = {"num_inference_steps": 50, "eta": 1.0, "guidance_scale": 1.0}
 
@@ -29,7 +31,7 @@ class DDPM(DiffusionModel):
     family = "ddpm"
     sampling = SAMPLING
 
-    def __init__(self, network: Any, noise_scheduler: Any, info: dict[str, Any], source: str = "") -> None:
+    def __init__(self, network: Any, noise_scheduler: Any, info: ModelInfo, source: str = "") -> None:
         super().__init__(network, noise_scheduler, info, source)
         info.setdefault("channels", network.config.in_channels)
         info.setdefault("image_size", network.config.sample_size)
@@ -56,7 +58,7 @@ class DDPM(DiffusionModel):
             raise ModelError(f"{folder} has no diffusion_pytorch_model.safetensors: {hint}")
         network: Any = UNet2DModel.from_config(read_json(unet / "config.json", ModelError))
         fill(network, weights)
-        model = cls(network.eval(), _scheduler(root), cls.info_of(root), folder)
+        model = cls(network.eval(), _scheduler(root), read_info(root), folder)
         if model.conditional and model.class_names and len(model.class_names) != model.num_classes:
             raise ModelError(
                 f"{folder}: erasure.json names {len(model.class_names)} classes, the network knows {model.num_classes}"
@@ -64,7 +66,7 @@ class DDPM(DiffusionModel):
         return model
 
     @classmethod
-    def new(cls, config: dict[str, Any], info: dict[str, Any], seed: int, num_train_timesteps: int = 1000) -> Self:
+    def new(cls, config: dict[str, Any], info: ModelInfo, seed: int, num_train_timesteps: int = 1000) -> Self:
         """A network of `config` (keywords of UNet2DModel) with random weights and linear betas."""
         from diffusers import DDPMScheduler, UNet2DModel
 
@@ -78,7 +80,7 @@ class DDPM(DiffusionModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = type(self.network).from_config(self.network.config)
-        return type(self)(network.eval(), self.noise_scheduler, dict(self.info))
+        return type(self)(network.eval(), self.noise_scheduler, copy.copy(self.info))
 
     def save(self, folder: Path) -> None:
         """Write a stock DDPMPipeline folder (unet/, scheduler/) with our erasure.json beside it, atomically."""
@@ -89,7 +91,7 @@ class DDPM(DiffusionModel):
             pipeline.save_pretrained(
                 temporary, safe_serialization=True, max_shard_size=self.info.get("max_shard_size", "10GB")
             )
-            write_json(temporary / "erasure.json", {**self.info, "family": self.family})
+            write_info(temporary, self.info, self.family)
 
     @property
     def conditional(self) -> bool:

@@ -18,6 +18,7 @@ from erasure.core.errors import ModelError, NotApplicableError, OptionError, sug
 from erasure.data import Batch
 from erasure.models.base import Examples, Model
 from erasure.models.guidance import KEY, guided
+from erasure.models.info import ModelInfo
 
 SAMPLERS = {
     "ddim": "DDIMScheduler",
@@ -54,7 +55,7 @@ class DiffusionModel(Model):
     network_part: ClassVar[str] = "unet"  # the folder of a pipeline that holds the network
     sampling: ClassVar[dict[str, Any]]
 
-    def __init__(self, network: Any, noise_scheduler: Any, info: dict[str, Any], source: str = "") -> None:
+    def __init__(self, network: Any, noise_scheduler: Any, info: ModelInfo, source: str = "") -> None:
         super().__init__(network, info, source)
         self.noise_scheduler = noise_scheduler
 

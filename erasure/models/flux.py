@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from erasure.models.flow_matching import Flow
+from erasure.models.info import ModelInfo
 from erasure.models.prompt_encoding import token_ids
 
 
@@ -28,7 +29,7 @@ class Flux(Flow):
     tokenizers = ("tokenizer", "tokenizer_2")
 
     def __init__(
-        self, network: Any, noise_scheduler: Any, parts: dict[str, Any], info: dict[str, Any], source: str = ""
+        self, network: Any, noise_scheduler: Any, parts: dict[str, Any], info: ModelInfo, source: str = ""
     ) -> None:
         super().__init__(network, noise_scheduler, parts, info, source)
         if not self.told_guidance:  # schnell, distilled to few steps without guidance

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from erasure.formats import single_file
 from erasure.formats.ldm_detect import TITLES
 from erasure.formats.safetensors_io import check_finite
 from erasure.formats.safetensors_stream import is_pickle, read_header
+from erasure.models.info import ModelInfo
 from erasure.models.sdxl import SDXL
 from erasure.models.stable_diffusion import StableDiffusion, noise_scheduler
 
@@ -49,7 +49,7 @@ def load_single(path: Path) -> StableDiffusion:
         modules[name] = file.tokenizer(name)
     modules["scheduler_config"] = file.configs["scheduler"]
     index = single_file.shipped_configs(file.kind)["model_index"]
-    info = {
+    info: ModelInfo = {
         "pipeline": {key: value for key, value in index.items() if isinstance(value, bool)},
         **_info(file),
         "dtypes": file.dtypes,
@@ -60,7 +60,7 @@ def load_single(path: Path) -> StableDiffusion:
     return family(network.requires_grad_(True), noise_scheduler(file.configs["scheduler"]), modules, info, str(path))
 
 
-def info_metadata(info: Mapping[str, Any]) -> dict[str, str]:
+def info_metadata(info: ModelInfo) -> dict[str, str]:
     """Metadata by which `load_single` gives back what a model's `info` says of more than one copy of it."""
     return {INFO: json.dumps({key: value for key, value in info.items() if key not in OWN}, sort_keys=True)}
 
@@ -96,7 +96,7 @@ def _unfilled(network: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
     ]
 
 
-def _info(file: single_file.SingleFile) -> dict[str, Any]:
+def _info(file: single_file.SingleFile) -> ModelInfo:
     """What the file carries of a folder's erasure.json; empty for files of others."""
     try:
         found = json.loads(file.metadata.get(INFO, "{}"))
@@ -104,7 +104,7 @@ def _info(file: single_file.SingleFile) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise ModelError(f"{file.path}: its metadata {INFO!r} is no JSON object")
-    return {key: value for key, value in found.items() if key not in OWN}
+    return cast(ModelInfo, {key: value for key, value in found.items() if key not in OWN})
 
 
 @functools.cache

@@ -19,14 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from erasure.core.errors import ModelError
+from erasure.models.info import SteeringInfo
 
-KEY = "steering"  # in a model's info
+KEY: Final = "steering"  # in a model's info
 Kind = Literal["negative_prompt", "sld"]
 Inputs = tuple[Tensor, ...]
 
@@ -60,11 +61,11 @@ class Steering:
             raise ModelError(f"erasure.json: its {KEY!r} makes no sense: expected what `erasure erase` wrote")
         return found
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> SteeringInfo:
         """Plain values for a model's `info`."""
         every = {**asdict(self), "labels": list(self.labels)}
         wanted = ("kind", "labels" if self.labels else "text")
-        return every if self.kind == "sld" else {key: every[key] for key in wanted}
+        return cast(SteeringInfo, every if self.kind == "sld" else {key: every[key] for key in wanted})
 
     def advice(self) -> str:
         """How another tool is told the same, since there are no weights to give it."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from erasure.core.errors import ModelError, OptionError
 from erasure.core.files import read_json
 from erasure.models.flow_matching import Flow
+from erasure.models.info import ModelInfo
 from erasure.models.prompt_encoding import token_ids
 
 
@@ -29,7 +30,7 @@ class SD3(Flow):
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
     def __init__(
-        self, network: Any, noise_scheduler: Any, parts: dict[str, Any], info: dict[str, Any], source: str = ""
+        self, network: Any, noise_scheduler: Any, parts: dict[str, Any], info: ModelInfo, source: str = ""
     ) -> None:
         super().__init__(network, noise_scheduler, parts, info, source)
         if "text_encoder_3" not in parts:

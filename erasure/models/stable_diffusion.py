@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import ModelError, NotApplicableError, OptionError
-from erasure.core.files import atomic_folder, read_json, write_json
+from erasure.core.files import atomic_folder, read_json
 from erasure.core.run_dir import fingerprint
 from erasure.formats.safetensors_io import hash_tensors
 from erasure.models.components import in_dtype, read_component, read_tokenizer
 from erasure.models.diffusion import DiffusionModel
 from erasure.models.guidance import KEY, Steering
+from erasure.models.info import ModelInfo, read_info, write_info
 from erasure.models.prompt_encoding import PromptEmbeddings, in_batches, token_ids
 from erasure.prompts import safety_filter
 
@@ -37,7 +38,7 @@ class StableDiffusion(DiffusionModel):
     tokenizers: tuple[str, ...] = ("tokenizer",)
 
     def __init__(
-        self, network: Any, noise_scheduler: Any, parts: dict[str, Any], info: dict[str, Any], source: str = ""
+        self, network: Any, noise_scheduler: Any, parts: dict[str, Any], info: ModelInfo, source: str = ""
     ) -> None:
         super().__init__(network, noise_scheduler, info, source)
         self.parts = parts
@@ -72,7 +73,7 @@ class StableDiffusion(DiffusionModel):
         for name in tokenizers:
             modules[name] = read_tokenizer(root / name, cls._tokenizer_kind(name))
         modules["scheduler_config"] = read_json(root / "scheduler" / "scheduler_config.json", ModelError)
-        info = cls.info_of(root)
+        info = read_info(root)
         info.setdefault("dtypes", dtypes)
         index = read_json(root / "model_index.json", ModelError)
         info.setdefault("pipeline", {k: v for k, v in index.items() if isinstance(v, bool)})
@@ -117,7 +118,7 @@ class StableDiffusion(DiffusionModel):
             stock.save_pretrained(
                 temporary, safe_serialization=True, max_shard_size=self.info.get("max_shard_size", "10GB")
             )
-            write_json(temporary / "erasure.json", {**self.info, "family": self.family})
+            write_info(temporary, self.info, self.family)
 
     def _pipeline_options(self) -> dict[str, Any]:
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

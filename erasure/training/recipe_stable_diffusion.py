@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from erasure.core.errors import OptionError
 from erasure.core.rng import derive_seed
 from erasure.data import Batch, Batches, Dataset
+from erasure.models.info import ModelInfo
 from erasure.models.prompt_encoding import token_ids
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.training.latent_cache import Latents
@@ -134,7 +135,7 @@ def new_sd(recipe: SDRecipe, dataset: Dataset, seed: int) -> StableDiffusion:
         steps_offset=1,
     )
     parts = {"vae": vae.eval(), "text_encoder": text.eval(), "tokenizer": tokenizer}
-    info = {
+    info: ModelInfo = {
         "data": dataset.name,
         "image_size": size,
         "channels": 3,

@@ -20,6 +20,7 @@ from erasure.models import Model
 from erasure.models.classifier import Classifier
 from erasure.models.classifier_nets import ARCHITECTURES
 from erasure.models.ddpm import DDPM, SAMPLING
+from erasure.models.info import ModelInfo
 from erasure.training.loop import Optimizer, Precision, Schedule, Step, TrainingConfig, TrainingResult, minimize
 
 
@@ -154,7 +155,7 @@ class ClassifierRecipe(Recipe):
 
 def new_model(recipe: Recipe, dataset: Dataset, seed: int) -> Model:
     """An untrained model for `dataset` with random weights."""
-    info: dict[str, Any] = {
+    info: ModelInfo = {
         "channels": dataset.images.shape[3],
         "image_size": dataset.images.shape[1],
         "class_names": list(dataset.class_names),
@@ -212,7 +213,7 @@ def _default_widths(size: int) -> tuple[int, ...]:
     return (64, 128, 128) if size <= 16 else (128, 192, 256)
 
 
-def recipe_of(info: dict[str, Any]) -> Recipe | None:
+def recipe_of(info: ModelInfo) -> Recipe | None:
     """The recipe of a network on classes that a model's `erasure.json` records, None when it records none."""
     recorded = info.get("recipe") or {}
     kinds: dict[str | None, type[Recipe]] = {kind.kind: kind for kind in (DDPMRecipe, ClassifierRecipe)}

@@ -9,7 +9,7 @@ from erasure.erasing.erase import EraseRequest, erase
 from erasure.erasing.targets import TargetSpec
 from erasure.formats.safetensors_stream import read_header
 from erasure.models import load_model
-from erasure.models.base import MARKS
+from erasure.models.info import Marks
 from tests.conftest import tiny
 from tests.support.exported import OPTIONS, TRAINING_IMAGES, runs
 
@@ -63,7 +63,7 @@ def marks_in(path):
 def test_an_erasure_adds_marks_and_nothing_else(made):
     root, past, added, _ = made
     before, after = load_model(root / "base"), load_model(root / "run")
-    assert set(after.info) - set(before.info) <= set(MARKS)
+    assert set(after.info) - set(before.info) <= set(Marks.__annotations__)
     assert set(after.marks) == {*past, added, "erased", *({"erased_values"} if added == "erased_concepts" else ())}
     assert len(after.marks[added]) == len(past.get(added, ())) + 1
     for key in set(past) - {added}:

@@ -248,7 +248,7 @@ def test_weights_that_are_not_finite_or_do_not_fit_are_refused(damaged, ddpm):
     with pytest.raises(ModelError, match=r"does not fit its config\.json"):
         load_model(folder)
     (folder / "unet" / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="not JSON"):
+    with pytest.raises(ModelError, match="not readable JSON"):
         load_model(folder)
 
 

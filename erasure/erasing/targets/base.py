@@ -15,6 +15,7 @@ from erasure.data.task import Task
 from erasure.evaluation.outputs import ModelOutputs
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import Model, shipped_folder, shipped_names
+from erasure.models.info import ModelInfo
 
 Probe = Callable[[Model], Mapping[str, float]]
 PROBED = 32  # forget images of a look during training, and as many retain images
@@ -86,7 +87,7 @@ class ForgetTarget(ABC):
         """Raise what is wrong with the judge before anything is written."""
 
     @abstractmethod
-    def mark(self, info: dict[str, Any]) -> None:
+    def mark(self, info: ModelInfo) -> None:
         """Write into a cleaned model's `info` what is gone from it."""
 
 

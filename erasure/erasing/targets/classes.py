@@ -21,6 +21,7 @@ from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import DiffusionModel, Model, load_family
 from erasure.models.classifier import Classifier
 from erasure.models.guidance import KEY as STEERING
+from erasure.models.info import ModelInfo
 from erasure.sampling.draw import DRAWING
 
 
@@ -130,7 +131,7 @@ class ClassTarget(ForgetTarget):
         """The classifier knows the data's classes."""
         held_classifier(evaluation.classifier, self._dataset)
 
-    def mark(self, info: dict[str, Any]) -> None:
+    def mark(self, info: ModelInfo) -> None:
         """A later erasure does not retain these classes."""
         info["erased_classes"] = sorted({*info.get("erased_classes", ()), *self.task.forget})
 

@@ -28,6 +28,7 @@ from erasure.evaluation.outputs import GeneratorOutputs, ModelOutputs
 from erasure.evaluation.prompt_outputs import PromptOutputs
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import Model
+from erasure.models.info import ModelInfo
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts.concept import Concept
 from erasure.sampling.draw import DRAWING, SamplingOptions
@@ -190,7 +191,7 @@ class ConceptTarget(ForgetTarget):
                 "--classifier (a model, or clip:ID) and prompts that say what they show (a CSV with the column `shows`)"
             )
 
-    def mark(self, info: dict[str, Any]) -> None:
+    def mark(self, info: ModelInfo) -> None:
         """A later erasure does not retain prompts that show these values."""
         gone = {(domain, value) for domain, value in info.get("erased_values", ())}
         info["erased_values"] = sorted(map(list, gone | self.concept.erased))

@@ -18,6 +18,7 @@ from erasure.erasing.targets.base import TargetSpec
 from erasure.erasing.targets.classes import ClassTarget
 from erasure.models import Model
 from erasure.models.classifier import Classifier
+from erasure.models.info import ModelInfo
 
 
 class SampleTarget(ClassTarget):
@@ -60,7 +61,7 @@ class SampleTarget(ClassTarget):
         chosen[self.ids] = True
         return chosen
 
-    def mark(self, info: dict[str, Any]) -> None:
+    def mark(self, info: ModelInfo) -> None:
         """A later erasure does not retain these samples."""
         spec = self._wanted.forget
         assert spec is not None
