@@ -26,11 +26,11 @@ from erasure.auditing.request import AuditedModel, AuditRequest, changes, pairs,
 from erasure.auditing.scoring import AuditRecords, PlannedImage, Read, kept_path, run_trials
 from erasure.auditing.tables import Counted, DetectorFacts, tables
 from erasure.auditing.verdict import verdict
-from erasure.core.distributed import agreed, device
+from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import OptionError, suggestion
 from erasure.core.files import read_json, require_disk_space, write_json
 from erasure.core.logging import log_user
-from erasure.core.run_dir import RunDir, is_main
+from erasure.core.run_dir import RunDir
 from erasure.data.images import read_image
 from erasure.evaluation.measure import measured
 

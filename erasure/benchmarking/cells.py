@@ -18,12 +18,12 @@ import torch
 
 from erasure.benchmarking.plan import AGAIN, ORIGINAL, RETRAIN, BenchmarkPlan, Row, Scenario
 from erasure.core import config
-from erasure.core.distributed import agreed, device, world
+from erasure.core.distributed import agreed, device, is_main, world
 from erasure.core.errors import DivergedError, NotApplicableError
 from erasure.core.files import read_json, write_json
 from erasure.core.logging import log_user
 from erasure.core.rng import derive_seed
-from erasure.core.run_dir import fingerprint, is_main, read_record
+from erasure.core.run_dir import fingerprint, read_record
 from erasure.data import placed
 from erasure.erasing.erase import EraseRequest, erase
 from erasure.erasing.targets import ForgetTarget, TargetSpec, target_of

@@ -17,10 +17,10 @@ import numpy as np
 
 from erasure.benchmarking.cells import Cell, Cells, short
 from erasure.benchmarking.plan import ORIGINAL, BenchmarkPlan, Row, Scenario
-from erasure.core.distributed import device, world
+from erasure.core.distributed import device, is_main, world
 from erasure.core.errors import DivergedError, OptionError, suggestion
 from erasure.core.logging import log_user
-from erasure.core.run_dir import is_main, read_record
+from erasure.core.run_dir import read_record
 from erasure.data.dataset import fit
 from erasure.data.images import grid, write_png
 from erasure.erasing.erase import EraseRequest, erase

@@ -27,11 +27,11 @@ from erasure.benchmarking.page import as_page
 from erasure.benchmarking.plan import CLASSIFIER, DIFFUSION, RETRAIN, BenchmarkPlan, Scenario
 from erasure.benchmarking.plan_file import read_plan
 from erasure.benchmarking.table import notes, tabled
-from erasure.core.distributed import agreed, device
+from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import OptionError, RunError
 from erasure.core.files import held, write_json, write_text, writing
 from erasure.core.logging import log_user
-from erasure.core.run_dir import is_main, versions
+from erasure.core.run_dir import versions
 from erasure.core.statistics import mean_interval
 from erasure.evaluation.membership_inference import FEWEST, klom, u_lira
 

@@ -17,9 +17,9 @@ from typing import Any
 from erasure.benchmarking.plan import CLASSIFIER, BenchmarkPlan, Row, Scenario
 from erasure.benchmarking.run import planned, tables_of
 from erasure.benchmarking.table import scenario_text
+from erasure.core.distributed import is_main
 from erasure.core.errors import OptionError
 from erasure.core.files import write_json
-from erasure.core.run_dir import is_main
 
 FORGOTTEN = 95.0
 RULES = {

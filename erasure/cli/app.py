@@ -13,9 +13,15 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from erasure.cli.options import VERBS
-from erasure.core.errors import ErasureError, suggestion
+from erasure.core.distributed import is_main
+from erasure.core.errors import ErasureError, OutputError, suggestion
 from erasure.core.logging import show
 
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells report a program that wrote to a closed pipe
+OUT_OF_MEMORY = (
+    "the GPU's memory is full: try --memory low, a smaller --batch-size or a larger --accumulate, or smaller "
+    "--saliency-batch-size, --sample-batch-size and --training-image-batch-size"
+)
 HELP = """usage: erasure VERB [options]
 
 Erase a class, an object, a style or a concept from a model, ship the cleaned weights, prove what was done.
@@ -31,6 +37,21 @@ Erase a class, an object, a style or a concept from a model, ship the cleaned we
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _command(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has enough of it, such as `head`
+        _discard_output()
+        return CLOSED_PIPE
+    except KeyboardInterrupt:
+        print("erasure: interrupted; the same command continues where it can", file=sys.stderr)
+        return 130
+
+
+def _command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP.format(verbs="\n".join(f"  {name:10}{text}" for name, text in VERBS.items())), end="")
         return 0 if arguments else 2
@@ -50,15 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(
-            "erasure: the GPU's memory is full: try --memory low, a smaller --batch-size or a larger --accumulate, or "
-            "smaller --saliency-batch-size, --sample-batch-size and --training-image-batch-size",
-            file=sys.stderr,
-        )
+        print(f"erasure: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("erasure: interrupted; the same command continues where it can", file=sys.stderr)
-        return 130
 
 
 def _run(verb: str, argv: Sequence[str]) -> int:
@@ -66,9 +80,30 @@ def _run(verb: str, argv: Sequence[str]) -> int:
     show()
     command = import_module(f"erasure.cli.{verb}")
     result, as_json, shown = command.run(argv)
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else shown(result))
+    if is_main():
+        _show(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else shown(result))
     return int(command.code(result)) if hasattr(command, "code") else 0
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        raise OutputError(f"the result could not be printed: {error.strerror}") from error
+
+
+def _discard_output() -> None:
+    """Send what is still buffered for a stream that takes nothing to nowhere: Python writes it when it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _quiet() -> None:

@@ -19,7 +19,7 @@ from erasure.core.errors import OptionError, suggestion
 def add_flags(parser: argparse._ActionsContainer, kind: Any, prefix_of: Mapping[str, str] | None = None) -> None:
     """Add one flag for each field of the dataclass `kind`; nothing is set when a flag is absent.
 
-    `prefix_of` gives another flag to a field whose own name is taken.
+    `prefix_of` gives another flag to a field whose own name is taken. Raises OptionError for one that is taken still.
     """
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
@@ -27,22 +27,19 @@ def add_flags(parser: argparse._ActionsContainer, kind: Any, prefix_of: Mapping[
         if dataclasses.is_dataclass(base) or base is tuple:
             continue
         flag = "--" + (prefix_of or {}).get(field.name, field.name).replace("_", "-")
-        note = _default_note(field)
-        if base is bool:
-            parser.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text + note
-            )
-            continue
-        choices = typing.get_args(base) if typing.get_origin(base) is Literal else None
-        metavar = None if choices else base.__name__.upper()
-        parser.add_argument(
-            flag,
-            type=str if choices else base,
-            choices=choices,
-            metavar=metavar,
-            default=argparse.SUPPRESS,
-            help=text + note,
-        )
+        text = f"{text}{_default_note(field)}".replace("%", "%%")
+        try:
+            parser.add_argument(flag, default=argparse.SUPPRESS, help=text, **_reader(base))
+        except argparse.ArgumentError as error:
+            raise OptionError(f"{kind.__name__}.{field.name}: {flag} is an option already: rename the field") from error
+
+
+def _reader(base: Any) -> dict[str, Any]:
+    """How argparse reads a value of the type `base`."""
+    if base is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    choices = typing.get_args(base) if typing.get_origin(base) is Literal else None
+    return {"type": str, "choices": choices} if choices else {"type": base, "metavar": base.__name__.upper()}
 
 
 def given_flags(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +60,8 @@ def as_flags(values: Mapping[str, Any], prefix_of: Mapping[str, str] | None = No
 def build(kind: Any, owner: str, *layers: Mapping[str, Any]) -> Any:
     """An instance of the dataclass `kind` from its defaults and `layers`, later ones first in rank.
 
-    Raises OptionError for a name that is no field, with the nearest one that is.
+    Raises OptionError for a name that is no field, with the nearest one that is, and for fields that have neither a
+    value nor a default.
     """
     names = [field.name for field in dataclasses.fields(kind)]
     merged: dict[str, Any] = {}
@@ -72,6 +70,9 @@ def build(kind: Any, owner: str, *layers: Mapping[str, Any]) -> Any:
             if key not in names:
                 raise OptionError(f"{owner} has no option {key!r}{suggestion(key, names)}")
             merged[key] = value
+    missing = [field.name for field in dataclasses.fields(kind) if _is_required(field) and field.name not in merged]
+    if missing:
+        raise OptionError(f"{owner} needs {as_flags(dict.fromkeys(missing, 'VALUE'))}: there is no default")
     return kind(**merged)
 
 
@@ -89,3 +90,7 @@ def _default_note(field: dataclasses.Field[Any]) -> str:
     if field.default is dataclasses.MISSING or field.default is None or field.default == "":
         return ""
     return f" (default {field.default})"
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

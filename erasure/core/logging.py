@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
+
+from erasure.core.distributed import is_main
 
 _logger = logging.getLogger("erasure")
 
@@ -21,7 +22,7 @@ def log_user(text: str) -> None:
 
     Of several processes only the main one says it.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         _logger.info(text)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,7 @@ HOMES = {
     "exact": ("exact", "erasure.exact.base:ExactMethod"),
 }
 LISTED = ("methods", "metrics", "models", "data", "detectors")  # kinds that `erasure list` shows
+OPTIONS_ARE_FIELDS = ("methods", "exact")  # kinds whose classes are dataclasses
 SINGULAR = {"data": "data set", "exact": "exact method"}
 
 
@@ -70,6 +73,8 @@ def load(kind: str, name: str) -> Any:
     if ":" in name:
         return _foreign(kind, name)
     if name not in names(kind):
+        if name.endswith(".py"):
+            raise OptionError(f"{_singular(kind)} {name!r} does not say which class of the file: write {name}:Class")
         raise OptionError(f"unknown {_singular(kind)} {name!r}{suggestion(name, names(kind))}")
     module = importlib.import_module(module_name(kind, name))
     classes = list(_public_classes(module))
@@ -89,18 +94,42 @@ def _foreign(kind: str, name: str) -> Any:
     what = f"{_singular(kind)} {name!r}"
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else _from_current_folder(place)
-    except Exception as error:  # a third party's file can fail in any way, and says which
-        raise OptionError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a third party's file can fail in any way
+        raise OptionError(f"{what} cannot be imported: {_cause(error)}") from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         known = [value.__name__ for value in _public_classes(module)]
         raise OptionError(f"{what}: {place} defines no class {class_name!r}{suggestion(class_name, known)}")
-    base = HOMES[kind][1]
-    if base:
-        home, _, base_name = base.partition(":")
-        if not issubclass(found, getattr(importlib.import_module(home), base_name)):
-            raise OptionError(f"{what} must be a subclass of {home}.{base_name}")
+    _check_base(found, kind, what)
     return found
+
+
+def _check_base(found: Any, kind: str, what: str) -> None:
+    """Raise OptionError unless the class `found` is one of `kind`, with all that such a class must define."""
+    home, _, base_name = HOMES[kind][1].partition(":")
+    if home and not issubclass(found, getattr(importlib.import_module(home), base_name)):
+        raise OptionError(f"{what} must be a subclass of {home}.{base_name}")
+    if inspect.isabstract(found):
+        raise OptionError(f"{what} does not define {', '.join(sorted(found.__abstractmethods__))}")
+    own = vars(found)
+    if (
+        kind in OPTIONS_ARE_FIELDS
+        and "__dataclass_fields__" not in own
+        and {"__annotations__", "__init__"} & own.keys()
+    ):
+        raise OptionError(f"{what} must be a dataclass: write @dataclass(frozen=True, kw_only=True) above the class")
+
+
+def _cause(error: BaseException) -> str:
+    """The exception in one line, with the line of the file that raised it."""
+    text = f"{type(error).__name__}: {error}".rstrip(": ")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_foreign(frame.filename)]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return " ".join((text + place).split())
+
+
+def _is_foreign(filename: str) -> bool:
+    return not filename.startswith("<") and not Path(filename).is_relative_to(PACKAGE)
 
 
 def _from_current_folder(dotted: str) -> ModuleType:

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from erasure.core.distributed import is_main
 from erasure.core.errors import ErasureError, RunError
 from erasure.core.files import held, read_json, write_json, write_text, writing
 
@@ -54,16 +55,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def is_main() -> bool:
-    """Whether this process is the one that writes: the first of those that `accelerate launch` started."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 class RunDir:
     """One verb's output folder, held by one process; close it, or use it as a context manager.
 
     `done` says that the folder already holds the finished result of exactly these settings, in `result`. Of several
-    processes only the main one locks and writes; the others get its `document` from processes.agreed.
+    processes only the main one locks and writes; the others get its `document` from distributed.agreed.
     """
 
     def __init__(self, folder: str | Path, verb: str, settings: Mapping[str, Any], *, must_exist: bool = False) -> None:

@@ -12,10 +12,10 @@ import torch
 
 from erasure.core import registry
 from erasure.core.config import build
-from erasure.core.distributed import agreed, device
+from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import DivergedError, NotApplicableError, OptionError, suggestion
 from erasure.core.files import require_disk_space
-from erasure.core.run_dir import RunDir, is_main, read_record
+from erasure.core.run_dir import RunDir, read_record
 from erasure.data import Dataset
 from erasure.erasing.make_mask import MASKS, SCORED, read_mask
 from erasure.erasing.targets import ForgetTarget, TargetSpec, recorded_target, target_of

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erasure.core.distributed import device
+from erasure.core.distributed import device, is_main
 from erasure.core.errors import MaskError, OptionError, OutputError, RunError, suggestion
 from erasure.core.files import held, writing
-from erasure.core.run_dir import fingerprint, is_main
+from erasure.core.run_dir import fingerprint
 from erasure.erasing.targets import TargetSpec, target_of
 from erasure.models import Model, load_model
 from erasure.saliency.mask import Mask

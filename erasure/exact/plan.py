@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,7 @@ import torch
 
 from erasure.core import registry
 from erasure.core.config import build
-from erasure.core.distributed import device
+from erasure.core.distributed import device, num_processes
 from erasure.core.errors import RunError
 from erasure.core.files import read_json, write_json
 from erasure.core.records import Facts, Record
@@ -178,7 +177,7 @@ def without(dataset: Dataset, deleted: Collection[int]) -> Dataset:
 
 def environment(threads: int) -> Environment:
     """What decides the bits besides the plan: versions, processor, device, threads."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_processes() > 1:
         raise RunError("exact unlearning runs in one process: start it without `accelerate launch`")
     found = versions()
     place = device()

@@ -18,10 +18,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from erasure.core.distributed import is_main
 from erasure.core.errors import NotApplicableError
 from erasure.core.logging import log_user
 from erasure.core.rng import derive_seed
-from erasure.core.run_dir import is_main
 from erasure.data import Batch, Batches, Dataset
 from erasure.data.task import Task
 from erasure.models import Model

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from erasure.core.distributed import is_main
 from erasure.core.errors import DivergedError, OptionError, RunError
 from erasure.core.rng import derive_seed
-from erasure.core.run_dir import is_main
 from erasure.data import Batch, Dataset
 from erasure.formats.safetensors_io import read_tensors, write_tensors
 from erasure.models import Model

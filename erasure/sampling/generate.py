@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from erasure.core.distributed import agreed, device
+from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import NotApplicableError, OptionError
 from erasure.core.rng import derive_seed
-from erasure.core.run_dir import RunDir, is_main
+from erasure.core.run_dir import RunDir
 from erasure.data.images import grid, write_png
 from erasure.data.task import class_index
 from erasure.models import DiffusionModel, load_model, located

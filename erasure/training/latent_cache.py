@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from erasure.core.distributed import is_main
 from erasure.core.errors import ModelError
-from erasure.core.run_dir import cache_folder, fingerprint, is_main
+from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset
 from erasure.data.images import to_float
 from erasure.formats.safetensors_io import hash_tensors, read_tensors, write_tensors

@@ -7,7 +7,6 @@ last checkpoint ends with the same bits as one that was never interrupted, whate
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from erasure.core.distributed import world
+from erasure.core.distributed import num_processes, world
 from erasure.core.errors import DivergedError, OptionError
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, read_log
@@ -57,7 +56,7 @@ class TrainingConfig:
         """Raise OptionError for a value outside its range."""
         if self.steps < 0 or self.accumulate < 1 or self.checkpoint_every < 1:
             raise OptionError("--steps must be at least 0, --accumulate and --checkpoint-every at least 1")
-        parts = self.accumulate * int(os.environ.get("WORLD_SIZE", "1"))
+        parts = self.accumulate * num_processes()
         if batch_size < 1 or batch_size % parts:
             raise OptionError(
                 f"--batch-size {batch_size} must be a positive multiple of {parts} (--accumulate times processes)"
@@ -71,7 +70,7 @@ class TrainingConfig:
     def in_backward(self) -> bool:
         """Whether each tensor moves within the backward pass: the optimiser is lean and nothing needs all gradients."""
         whole = self.clip_norm or self.clip_before_mask or self.accumulate > 1
-        return self.lean_optimizer and not whole and os.environ.get("WORLD_SIZE", "1") == "1"
+        return self.lean_optimizer and not whole and num_processes() == 1
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then constant or half a cosine down to zero."""
@@ -152,7 +151,7 @@ class _Loop:
         folder: Path | None,
         fingerprint: str,
     ) -> None:
-        settings.check(settings.accumulate * int(os.environ.get("WORLD_SIZE", "1")))
+        settings.check(settings.accumulate * num_processes())
         if mask is not None:
             mask.check(network)
         self.network, self.settings, self.seed = network, settings, seed

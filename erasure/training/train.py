@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from erasure.core import plots
-from erasure.core.distributed import agreed, device
+from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import DataError
 from erasure.core.files import write_text
 from erasure.core.rng import derive_seed
-from erasure.core.run_dir import RunDir, is_main
+from erasure.core.run_dir import RunDir
 from erasure.data import Dataset, load_dataset, placed
 from erasure.data.forget_sets import mislabelled
 from erasure.data.images import grid, to_float, to_uint8, write_png

@@ -8,8 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from erasure.core import config, registry
-from erasure.core.distributed import world
-from erasure.core.run_dir import is_main
+from erasure.core.distributed import is_main, world
 from erasure.formats.safetensors_io import write_tensors
 from erasure.models import load_model
 from tests.conftest import PROMPTS

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from erasure.core.distributed import is_main
 from erasure.core.errors import NotApplicableError
-from erasure.core.run_dir import cache_folder, fingerprint, is_main
+from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset
 from erasure.data.images import to_float
 from erasure.evaluation.features.clip import BATCH_SIZE, clip_image_features, load_clip

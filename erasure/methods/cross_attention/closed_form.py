@@ -15,9 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from erasure.core.distributed import is_main
 from erasure.core.errors import DivergedError, OptionError
 from erasure.core.logging import log_user
-from erasure.core.run_dir import Log, is_main
+from erasure.core.run_dir import Log
 from erasure.data.task import Task
 from erasure.methods.base import Job, Method
 from erasure.methods.cross_attention.keys import Keys, keys_of

@@ -19,10 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from erasure.core.distributed import is_main
 from erasure.core.errors import DivergedError, OptionError, RunError
 from erasure.core.logging import log_user
 from erasure.core.rng import derive_seed
-from erasure.core.run_dir import Log, is_main, read_log
+from erasure.core.run_dir import Log, read_log
 from erasure.data import Dataset
 from erasure.data.task import Task
 from erasure.formats.safetensors_io import read_tensors, write_tensors
