@@ -156,7 +156,7 @@ class Read(ImageSource):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        files = image_paths(folder, every=True)
+        files = image_paths(folder)
         self.trials = [PlannedImage(path.relative_to(folder).as_posix(), 0) for path in files]
         self.batches = [self.trials[i : i + READ_AT_ONCE] for i in range(0, len(files), READ_AT_ONCE)]
 

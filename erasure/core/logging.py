@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 
@@ -24,6 +25,12 @@ def log_user(text: str) -> None:
     """
     if is_main():
         _logger.info(text)
+
+
+@functools.cache
+def log_user_once(text: str) -> None:
+    """Say one line that a command may come to say several times, the first time only."""
+    log_user(text)
 
 
 def show() -> None:

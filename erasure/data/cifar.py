@@ -20,7 +20,7 @@ import torch
 
 from erasure.core.errors import DataError, ErasureError
 from erasure.core.run_dir import cache_folder
-from erasure.data import image_folder
+from erasure.data.containers import members
 from erasure.data.dataset import Dataset
 from erasure.formats.safetensors_io import read_tensors, write_tensors
 
@@ -107,7 +107,7 @@ class Cifar:
         return images, labels
 
     def _decoded(self, source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-        found = sorted(image_folder.members(source, split, channels=3), key=lambda item: item[0])
+        found = sorted(members(source, split, channels=3), key=lambda item: item[0])
         for name, class_name, picture in found:
             if class_name not in self.names:
                 raise DataError(

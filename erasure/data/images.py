@@ -1,13 +1,18 @@
-"""The one place where images change form: uint8 on disk and for metrics, float in [-1, 1] inside.
+"""Images: what counts as an image file, and uint8 on disk and for metrics to and from float in [-1, 1] inside.
 
 Arrays are (n, height, width, channels) uint8; tensors are (n, channels, height, width) float32.
+
+An image file has one of the usual endings, or begins like an image whatever its ending. Hidden files and files in
+hidden folders are none, such as macOS's `._a.png` and `.ipynb_checkpoints/a.png`. Everything that reads a folder of
+images goes by this one rule and says how many files it skipped.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -16,9 +21,14 @@ from torch import Tensor
 
 from erasure.core.errors import DataError
 from erasure.core.files import atomic_path
+from erasure.core.logging import log_user_once
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-BESIDE = (".csv", ".html", ".json", ".jsonl", ".md", ".toml", ".txt", ".xml", ".yaml", ".yml")
+HEAD = 16  # bytes that tell an image
+BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a", b"\0\0\0\x0cJXL ")
+BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # of ISO media files that are images
+MACOS = "__MACOSX"  # a folder of hidden files in the archives that macOS makes
+SHOWN = 3  # names of skipped files that a note has
 
 
 def to_float(images: np.ndarray) -> Tensor:
@@ -57,19 +67,75 @@ def read_image(source: object, name: str, channels: int | None = None) -> np.nda
     return array[..., None] if array.ndim == 2 else array
 
 
-def image_paths(folder: Path, *, every: bool = False) -> list[Path]:
-    """The image files of a folder, subfolders and links too, in order; raises DataError when there are none.
+def is_hidden(name: str) -> bool:
+    """Whether a file, named by its path below the folder that is read, is hidden or lies in a hidden folder."""
+    return any(part.startswith(".") or part == MACOS for part in PurePosixPath(name).parts)
 
-    With `every`, also files of other kinds, but for hidden ones and tables and texts that come beside images: who must
-    not overlook an image cannot go by the endings that are known here.
+
+def named_as_image(name: str) -> bool:
+    """Whether a file is an image by its name alone."""
+    return not is_hidden(name) and PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def is_image(name: str, head: Callable[[], bytes]) -> bool:
+    """Whether a file is an image; `head` gives its first HEAD bytes, and is asked when the name does not say it."""
+    return named_as_image(name) or (not is_hidden(name) and _begins_like_image(head()))
+
+
+def _begins_like_image(head: bytes) -> bool:
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"WEBP"
+    return head.startswith(BEGINNINGS) or (head[4:8] == b"ftyp" and head[8:12] in BRANDS)
+
+
+def log_skipped(source: object, skipped: Sequence[str]) -> None:
+    """Say how many files of `source` are no images, and the first of them."""
+    if skipped:
+        more = ", ..." if len(skipped) > SHOWN else ""
+        files = "file that is no image" if len(skipped) == 1 else "files that are no images"
+        log_user_once(f"{source}: skipped {len(skipped)} {files}: {', '.join(skipped[:SHOWN])}{more}")
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Find every image file below a folder, through links too, in the order of their paths; none in what is no folder.
+
+    A note says how many other files there are.
     """
-    files = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    shown = sorted(path for path in files if not path.name.startswith("."))
-    known = [path for path in shown if path.suffix.lower() in SUFFIXES]
-    found = [path for path in shown if path.suffix.lower() not in BESIDE] if every else known
-    if not known:
+    found: list[Path] = []
+    skipped: list[str] = []
+    for path in sorted(files_below(folder)):
+        name = path.relative_to(folder).as_posix()
+        if is_image(name, partial(_head, path)):
+            found.append(path)
+        else:
+            skipped.append(name)
+    log_skipped(folder, skipped)
+    return found
+
+
+def image_paths(folder: Path) -> list[Path]:
+    """Find every image file below a folder as `find_images` does; raises DataError when there is none."""
+    found = find_images(folder)
+    if not found:
         raise DataError(f"{folder} is not a folder with images: expected files of {', '.join(SUFFIXES)} in it")
     return found
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, through links to folders too, each folder once."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [name for name in folders if os.path.realpath(Path(root) / name) not in seen]
+        yield from (Path(root) / name for name in names)
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(HEAD)
+    except OSError:  # a broken link
+        return b""
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

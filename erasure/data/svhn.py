@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from erasure.core.errors import DataError
-from erasure.data import image_folder
+from erasure.data.containers import members
 from erasure.data.dataset import Dataset
 from erasure.data.digits import NAMES
 
@@ -70,7 +70,7 @@ def _from_matrix(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_images(source: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    found = sorted(image_folder.members(source, split, channels=3), key=lambda item: item[0])
+    found = sorted(members(source, split, channels=3), key=lambda item: item[0])
     digits = {name: i for i, pair in enumerate(zip(NAMES, "0123456789", strict=True)) for name in pair}
     for name, digit, picture in found:
         if digit not in digits or picture.shape != SHAPE:

@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from erasure.core.errors import DataError
-from erasure.data import image_folder
+from erasure.data.containers import files
 from erasure.data.dataset import Dataset
-from erasure.data.images import read_image
+from erasure.data.images import is_hidden, named_as_image, read_image
 
 CLASSES = 200
 PER_CLASS = {"train": 500, "test": 50}
@@ -62,9 +62,10 @@ def _texts(source: Path) -> dict[str, str]:
     """The text files beside the images, by where they are in `tiny-imagenet-200`."""
     wanted = ("wnids.txt", "words.txt", ANNOTATIONS)
     found = {}
-    for name, raw in image_folder.files(source, lambda name: name.endswith(wanted)):
-        key = next(key for key in wanted if name.endswith(key))
-        found[key] = raw.decode("utf-8", errors="replace")
+    for file in files(source):
+        key = None if is_hidden(file.name) else next((key for key in wanted if file.name.endswith(key)), None)
+        if key is not None:
+            found[key] = file.read().decode("utf-8", errors="replace")
     missing = [name for name in wanted if name not in found and name != "words.txt"]
     if missing:
         raise DataError(f"{source} lacks {missing[0]}: {EXPECTED}")
@@ -78,13 +79,16 @@ def _pictures(
     rows = [line.split("\t") for line in texts[ANNOTATIONS].splitlines() if line.strip()]
     of_file = {row[0]: row[1].strip() for row in rows if len(row) > 1}
     found = []
-    for name, raw in image_folder.files(source, lambda name: _split_of(name) == split):
+    for file in files(source):
+        name = file.name
+        if _split_of(name) != split:
+            continue
         parts = PurePosixPath(name).parts
         wnid = parts[-3] if split == "train" else of_file.get(parts[-1], "")
         if wnid not in index:
             known = "wnids.txt" if split == "train" else ANNOTATIONS
             raise DataError(f"{source}: {name} has no class: {wnid or parts[-1]!r} is not in {known}")
-        picture = read_image(io.BytesIO(raw), f"{source}: {name}", channels=3)
+        picture = read_image(io.BytesIO(file.read()), f"{source}: {name}", channels=3)
         if picture.shape != SHAPE:
             raise DataError(f"{source}: {name} is {picture.shape}, expected a colour image of 64 x 64")
         found.append((name, index[wnid], picture))
@@ -97,7 +101,7 @@ def _pictures(
 def _split_of(name: str) -> str | None:
     """Whether an image belongs to train or to test (published as val); None for the one without labels and others."""
     parts = PurePosixPath(name).parts
-    if not image_folder.is_image(name) or len(parts) < 3 or parts[-2] != "images":
+    if not named_as_image(name) or len(parts) < 3 or parts[-2] != "images":
         return None
     if parts[-3] == "val":
         return "test"

@@ -232,7 +232,7 @@ def test_hub_ids_bring_what_the_hub_does_not_say(monkeypatch):
 
 
 def test_an_archive_is_decoded_once_and_a_damaged_copy_again(tmp_path, monkeypatch):
-    from erasure.data import image_folder
+    from erasure.data import cifar
     from erasure.data.cifar10 import Cifar10
 
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
@@ -248,7 +248,7 @@ def test_an_archive_is_decoded_once_and_a_damaged_copy_again(tmp_path, monkeypat
     assert first[0].shape == (3, 32, 32, 3) and first[1].tolist() == [3, 5, 8]
     (kept,) = (tmp_path / "cache" / "decoded").iterdir()
     decoded = []
-    monkeypatch.setattr(image_folder, "members", lambda *a, **k: decoded.append(a) or iter(()))
+    monkeypatch.setattr(cifar, "members", lambda *a, **k: decoded.append(a) or iter(()))
     again = data._read_images(archive, "train")
     assert not decoded and (again[0] == first[0]).all() and (again[1] == first[1]).all()
     kept.write_bytes(kept.read_bytes()[:100])

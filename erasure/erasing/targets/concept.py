@@ -15,10 +15,10 @@ from erasure.core.errors import NotApplicableError, OptionError
 from erasure.core.logging import log_user
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset, load_dataset, placed
+from erasure.data.images import find_images
 from erasure.erasing.targets.base import ForgetTarget, Probe, TargetSpec, shipped_classifier
 from erasure.erasing.targets.generated_images import (
     TrainingImageOptions,
-    images_in,
     text_task,
     text_training_images,
     warn_without_effect,
@@ -202,6 +202,6 @@ def _hash_of(folder: str | None) -> str | None:
     if folder is None:
         return None
     digest = hashlib.sha256()
-    for path in images_in(Path(folder)):
+    for path in find_images(Path(folder)):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\n" + path.read_bytes())
     return digest.hexdigest()

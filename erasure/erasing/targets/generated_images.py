@@ -21,7 +21,7 @@ from erasure.core.logging import log_user
 from erasure.core.run_dir import cache_folder
 from erasure.data import Dataset
 from erasure.data.dataset import fit
-from erasure.data.images import SUFFIXES, read_image
+from erasure.data.images import find_images, read_image
 from erasure.data.task import Task
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts.concept import Concept, Prompt
@@ -130,17 +130,12 @@ def _check_room(model: StableDiffusion, missing: int) -> None:
 
 def _from_folder(folder: Path, prompts: Sequence[Prompt], task: Task, size: int, flag: str) -> Dataset:
     """Every image below `folder`, under the prompts in turn."""
-    paths = images_in(folder)
+    paths = find_images(folder)
     if not paths:
         raise DataError(f"{flag} {folder} holds no images: expected a folder of .png or .jpg files")
     images = np.stack([fit(read_image(path, str(path), 3), size) for path in paths])
     labels = [task.class_names.index(prompts[i % len(prompts)].text) for i in range(len(paths))]
     return Dataset(folder.name, "train", images, np.array(labels, dtype=np.int64), task.class_names)
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Every image file below `folder`, in order of their names; none when it is no folder."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
 
 
 @torch.no_grad()
