@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, cast
 
 from erasure.core.distributed import is_main
 from erasure.core.errors import ErasureError, RunError
@@ -25,12 +25,61 @@ SCHEMA = 1
 PACKAGES = ("erasure", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scikit-learn")
 
 
-def read_record(path: Path) -> dict[str, Any]:
+class Trained(TypedDict, total=False):
+    """What training did: seconds, steps, peak memory in bytes, and how the weights changed."""
+
+    seconds: float
+    mask_seconds: float
+    steps: int
+    peak_memory: int
+    moves: str
+    hash: str
+    part_hash: str
+    base_part_hash: str
+    changed_weights: int
+    total_weights: int
+    relative_change: float
+
+
+class Diverged(TypedDict):
+    """The step of the last good weights (0: none were kept), and why training stopped."""
+
+    step: int
+    reason: str
+
+
+class RunRecord(TypedDict, total=False):
+    """The run.json of a verb: what was asked, by which versions, and what came out; verbs differ in what they add."""
+
+    schema: int
+    verb: str
+    status: Literal["running", "done", "diverged"]
+    fingerprint: str
+    command: list[str]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    started: str
+    finished: str
+    device: str
+    result: dict[str, Any]
+    threads: int
+    num_weights: int
+    mask_seconds: float
+    mask_density: float
+    trained: Trained
+    diverged: Diverged
+    phases: dict[str, float]
+    seconds: float  # spent on the images of an audit
+    made: int  # images of an audit that were scored
+    keep_images: bool
+
+
+def read_record(path: Path) -> RunRecord:
     """Read a run.json; raises RunError when it is missing or is not the record of a run."""
     document = read_json(path)
     if not {"verb", "status", "settings"} <= set(document) or not isinstance(document["settings"], dict):
         raise RunError(f"{path} is not the record of a run")
-    return document
+    return cast(RunRecord, document)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -71,7 +120,7 @@ class RunDir:
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(settings))
         self.fingerprint = fingerprint(self.settings)
-        self.document: dict[str, Any] = {"status": "running", "settings": self.settings}
+        self.document: RunRecord = {"status": "running", "settings": self.settings}
         if not is_main():
             return
         with writing(self.folder):
@@ -83,21 +132,21 @@ class RunDir:
             self.close()
             raise
 
-    def _claim(self, verb: str, must_exist: bool) -> dict[str, Any]:
+    def _claim(self, verb: str, must_exist: bool) -> RunRecord:
         path = self.folder / "run.json"
         if path.exists():
-            document = read_record(path)
-            self._check_same(document, verb)
+            found = read_record(path)
+            self._check_same(found, verb)
             with writing(self.folder):
                 for stale in self.folder.rglob(".*.tmp"):  # what this very run was writing when it was killed
                     shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            return document
+            return found
         if must_exist:
             raise RunError(f"{self.folder} holds no run to resume: drop --resume to begin one")
         foreign = [entry.name for entry in self.folder.iterdir() if not entry.name.startswith(".")]
         if foreign:
             raise RunError(f"{self.folder} is not empty and holds no run ({foreign[0]}): give another --out")
-        document = {
+        document: RunRecord = {
             "schema": SCHEMA,
             "verb": verb,
             "status": "running",
@@ -133,7 +182,7 @@ class RunDir:
 
     def update(self, **values: Any) -> None:
         """Record further facts (device, hashes, notes) in run.json."""
-        self.document.update(values)
+        self.document.update(cast(RunRecord, values))
         if is_main():
             write_json(self.folder / "run.json", self.document)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from erasure.core.distributed import device, shared_folder
 from erasure.core.errors import OptionError
-from erasure.core.run_dir import read_record
+from erasure.core.run_dir import RunRecord, read_record
 from erasure.erasing.targets import TargetSpec, recorded_target, target_of
 from erasure.evaluation.measure import measured
 from erasure.evaluation.settings import EvaluationConfig
@@ -33,13 +33,13 @@ def evaluate(given: str, wanted: TargetSpec, evaluation: Mapping[str, Any] | Non
     return {**result, "evaluation_seconds": time.perf_counter() - began}
 
 
-def _erase_run(given: str) -> dict[str, Any] | None:
+def _erase_run(given: str) -> RunRecord | None:
     path = Path(given) / "run.json"
     document = read_record(path) if path.is_file() else None
     return document if document and document["verb"] == "erase" else None
 
 
-def _evaluate_run(folder: Path, document: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluate_run(folder: Path, document: RunRecord, overrides: Mapping[str, Any]) -> dict[str, Any]:
     settings = document["settings"]
     evaluation = EvaluationConfig.from_json(settings["evaluation"]).replaced(overrides)
     evaluation.check()

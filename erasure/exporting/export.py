@@ -18,7 +18,7 @@ from erasure.core.errors import ModelError, NotApplicableError, OptionError, Out
 from erasure.core.files import read_json
 from erasure.core.logging import log_user
 from erasure.core.provenance import SIDECAR, name_of, provenance_of, read_provenance
-from erasure.core.run_dir import read_record
+from erasure.core.run_dir import RunRecord, read_record
 from erasure.exporting.components import Original, original
 from erasure.exporting.writers import FORMATS, Cleaned, ExportOptions, settled, write
 from erasure.formats.delta import DELTA, VALUES_ONLY, applied, check_fits
@@ -71,11 +71,11 @@ def _other(tensors: Mapping[str, Tensor], recorded: str | None) -> bool:
     return recorded is not None and hash_tensors(tensors) != recorded
 
 
-def _finished(folder: Path) -> dict[str, Any]:
+def _finished(folder: Path) -> RunRecord:
     """The record of a run; raises RunError when it is not an erasure, or was not done."""
     document = read_record(folder / "run.json")
     if document["status"] == "diverged":
-        why = document.get("diverged", {}).get("reason", "training diverged")
+        why = document["diverged"]["reason"] if "diverged" in document else "training diverged"
         raise RunError(f"{folder} is not a finished erasure, and is not exported: {why}")
     if document["verb"] != "erase" or document["status"] != "done" or "trained" not in document:
         raise RunError(f"{folder} is not a finished erasure: run `erasure erase --out {folder} ...` first")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from erasure.core import registry
 from erasure.core.errors import ModelError, RunError, suggestion
@@ -96,7 +97,7 @@ def _warn_unfinished(folder: Path) -> None:
     except RunError:  # of another program
         return
     if document["status"] == "diverged":
-        found = document.get("diverged", {})
+        found: Mapping[str, Any] = document.get("diverged", {})
         what = f"the weights of step {found.get('step', '?')}, because {found.get('reason', 'training diverged')}"
     elif document["status"] != "done":
         steps = document.get("trained", {}).get("steps")

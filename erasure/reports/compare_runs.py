@@ -9,7 +9,7 @@ from typing import Any
 from erasure.core import plots
 from erasure.core.errors import RunError
 from erasure.core.files import write_text
-from erasure.core.run_dir import read_record
+from erasure.core.run_dir import RunRecord, read_record
 from erasure.reports.erase_report import COLUMNS, rendered, table, titled
 
 
@@ -39,7 +39,7 @@ def compare_runs(runs: Sequence[str], html: str | Path | None = None) -> dict[st
     return result
 
 
-def _finished(run: str) -> dict[str, Any]:
+def _finished(run: str) -> RunRecord:
     document = read_record(Path(run) / "run.json")
     if document["verb"] != "erase" or document["status"] != "done":
         raise RunError(f"{run} is not a finished erasure: finish it with its own command first")

@@ -20,7 +20,7 @@ from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import DataError
 from erasure.core.files import write_text
 from erasure.core.rng import derive_seed
-from erasure.core.run_dir import RunDir
+from erasure.core.run_dir import RunDir, RunRecord
 from erasure.data import Dataset, load_dataset, placed
 from erasure.data.forget_sets import mislabelled
 from erasure.data.images import grid, to_float, to_uint8, write_png
@@ -141,7 +141,7 @@ def _sample_rows(model: DiffusionModel, dataset: Dataset, seed: int) -> list[np.
     return [images[i : i + columns] for i in range(0, len(images), columns)]
 
 
-def card(model: Model, document: dict[str, Any]) -> str:
+def card(model: Model, document: RunRecord) -> str:
     """The model card: what it is, how it was made, what it scored."""
     info, result = model.info, model.info["training"]
     lines = [
