@@ -301,8 +301,8 @@ def metrics(
         return AuditOutputs(images[side], asked, reference, request.evaluation, paired=paired)
 
     paired = not real and pairs(sides)
-    found = measured(outputs("model", real or images.get("base", []), paired), request.evaluation.metrics)
-    base = measured(outputs("base", real, False), ())["metrics"] if "base" in images else {}
+    found = measured(outputs("model", real or images.get("base", []), paired), request.evaluation.metrics).to_dict()
+    base = measured(outputs("base", real, False), ()).to_dict()["metrics"] if "base" in images else {}
     return {key: found[key] for key in ("metrics", "not_measured")}, base
 
 

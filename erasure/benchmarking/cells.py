@@ -151,7 +151,7 @@ class Column(Cells):
             evaluation=EvaluationConfig(metrics=OF_CLASSIFIERS),
             evaluate=False,
         )
-        out = self.folder / f"{row.slug}-{short({**asdict(request), 'model': self.trained.name})}"
+        out = self.folder / f"{row.slug}-{short({**settings_of(request), 'model': self.trained.name})}"
         path = out.parent / f"{out.name}.json"
         return self.tried(row.name, path, out / "model", lambda: self._made(request, out))
 
@@ -167,7 +167,7 @@ class Column(Cells):
         return self._target.outputs(model, EvaluationConfig(sample_seed=self.seed), self.folder, original)
 
     def _scores(self, outputs: ModelOutputs) -> dict[str, Any]:
-        return {"metrics": measured(outputs, OF_CLASSIFIERS)["metrics"]}
+        return {"metrics": measured(outputs, OF_CLASSIFIERS).to_dict()["metrics"]}
 
     def margins(self, cell: Cell) -> dict[str, np.ndarray]:
         """The margins of a cell's model on the forget set and on the test split, (n,) each; computed once."""
@@ -181,6 +181,11 @@ class Column(Cells):
         if is_main():
             write_tensors(path, {part: torch.from_numpy(values) for part, values in found.items()})
         return found
+
+
+def settings_of(request: EraseRequest) -> dict[str, Any]:
+    """A request as plain values, from which its cell is named."""
+    return {**asdict(request), "evaluation": request.evaluation.as_json()}
 
 
 def short(settings: Mapping[str, Any]) -> str:

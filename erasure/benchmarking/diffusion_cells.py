@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from erasure.benchmarking.cells import Cell, Cells, short
+from erasure.benchmarking.cells import Cell, Cells, settings_of, short
 from erasure.benchmarking.plan import ORIGINAL, BenchmarkPlan, Row, Scenario
 from erasure.core.distributed import device, is_main, world
 from erasure.core.errors import DivergedError, OptionError, suggestion
@@ -127,7 +127,7 @@ class Erasures(Cells):
             saliency=row.saliency,
             evaluate=False,
         )
-        out = self.folder / f"{row.slug}-{short(self._about | {**asdict(request), 'wanted': None, 'model': None})}"
+        out = self.folder / f"{row.slug}-{short(self._about | {**settings_of(request), 'wanted': None, 'model': None})}"
         path = out.parent / f"{out.name}-{self._judged}.json"
         known = path.is_file()
         cell = self.tried(row.name, path, out / "model", lambda: self._made(request, out, path))
@@ -195,18 +195,17 @@ class Erasures(Cells):
     def _measured(self, seen: SeenImages, model: Model, folder: Path, path: Path) -> dict[str, Any]:
         """Its numbers, and the strip of its images beside `path`; images that are still to be drawn go to `folder`."""
         found = measured(seen.every, self._evaluation.metrics)
-        if seen.forgotten is not seen.every and "ua" in found["metrics"]:
-            found["metrics"]["ua"] = measured(seen.forgotten, ("ua",))["metrics"]["ua"]
+        if seen.forgotten is not seen.every and "ua" in found.metrics:
+            found.metrics["ua"] = measured(seen.forgotten, ("ua",)).metrics["ua"]
         picture, names = strip(seen.every)
         if self._counts.num_unseen:
-            unseen = measured(self._unseen(model, folder / "unseen"), ("ua",))["metrics"]
-            found["metrics"]["ua_unseen"] = unseen["ua"]
+            found.metrics["ua_unseen"] = measured(self._unseen(model, folder / "unseen"), ("ua",)).metrics["ua"]
             self._target.prepare(model)
         if is_main():
             write_png(path.with_suffix(".png"), picture)
         return {
-            "metrics": found["metrics"],
-            "not_measured": found["not_measured"],
+            "metrics": {name: score.to_dict() for name, score in found.metrics.items()},
+            "not_measured": found.not_measured,
             "shown": names,
             "strip": f"{path.relative_to(self.folder.parent.parent).with_suffix('.png')}",
         }
@@ -219,6 +218,7 @@ def evaluation_of(plan: BenchmarkPlan, seed: int = 0) -> tuple[EvaluationConfig,
     known = {field.name for kind in (EvaluationConfig, SamplingOptions) for field in fields(kind)} - {
         "samples",
         "sample_seed",
+        "retrained",
     }
     for name in given:
         if name not in known:

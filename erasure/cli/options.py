@@ -121,6 +121,7 @@ def evaluation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip", help="CLIP model for clip_score and cmmd, a folder or a hub id")
     group.add_argument("--dinov2", help="DINOv2 model for fd_dinov2, a folder or a hub id")
     group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
+    group.add_argument("--retrained", help="classifier trained without the forget set for avg_gap, a run or a model")
     group.add_argument("--sample-seed", type=int, help="seed of the samples (default 0)")
     add_flags(group, SamplingOptions)
 
@@ -129,7 +130,9 @@ def evaluation_given(values: argparse.Namespace) -> dict[str, Any]:
     """The fields of EvaluationConfig and SamplingOptions that were given on the command line."""
     from erasure.sampling.draw import SamplingOptions
 
-    named = {key: getattr(values, key) for key in ("classifier", "inception", "clip", "dinov2", "sample_seed")}
+    named = {
+        key: getattr(values, key) for key in ("classifier", "inception", "clip", "dinov2", "retrained", "sample_seed")
+    }
     given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     if values.metrics:
         given["metrics"] = tuple(part.strip() for part in values.metrics.split(",") if part.strip())

@@ -137,8 +137,6 @@ def _settings(
     mask = request.mask or method.default_mask
     if mask != "none" and method.no_mask:
         raise NotApplicableError(f"--mask {mask} has no meaning for {request.method}: {method.no_mask}")
-    classifier = request.evaluation.classifier
-    evaluation = request.evaluation.as_json() | {"classifier": located(classifier) if classifier else None}
     return {
         "model": located(request.model),
         "model_hash": model.hash,
@@ -150,7 +148,7 @@ def _settings(
         "saliency": asdict(scoring),
         "seed": request.seed,
         "evaluate": request.evaluate,
-        "evaluation": evaluation,
+        "evaluation": request.evaluation.located().as_json(),
         "probe_every": request.probe_every,
     }
 
@@ -185,8 +183,8 @@ def _carried_out(settings: dict[str, Any], out: str | Path, plan: _Prepared, rep
             original = original_of(settings, model.device)
             before = target.outputs(original, plan.evaluation, None)
             after = target.outputs(model, plan.evaluation, run.folder / "samples", before)
-            result |= measured(after, plan.evaluation.metrics)
-            result["original"] = {"seconds": 0.0, **measured(before, plan.evaluation.metrics)}
+            result |= measured(after, plan.evaluation.metrics).to_dict()
+            result["original"] = {"seconds": 0.0, **measured(before, plan.evaluation.metrics).to_dict()}
         if is_main():
             if report:
                 write_report(run, result, before, after)

@@ -58,7 +58,7 @@ def _evaluate_run(folder: Path, document: RunRecord, overrides: Mapping[str, Any
         own = own and evaluation.sample_seed == settings["evaluation"]["sample_seed"]
         place = folder / "samples" if own else scratch
         after = target.outputs(model, evaluation, place, before)
-        result = measured(after, evaluation.metrics)
+        result = measured(after, evaluation.metrics).to_dict()
     trained = document.get("trained", {})
     return {
         "run": str(folder),
@@ -66,7 +66,7 @@ def _evaluate_run(folder: Path, document: RunRecord, overrides: Mapping[str, Any
         "forget": target.task.concept,
         "seconds": trained.get("seconds"),
         **result,
-        "original": {"seconds": 0.0, **measured(before, evaluation.metrics)},
+        "original": {"seconds": 0.0, **measured(before, evaluation.metrics).to_dict()},
     }
 
 
@@ -74,6 +74,6 @@ def _evaluate_model(given: str, evaluation: EvaluationConfig, wanted: TargetSpec
     evaluation.check()
     model = load_model(given).to(device())
     target = target_of(model, wanted)
-    result = measured(target.outputs(model, evaluation, None), evaluation.metrics)
+    result = measured(target.outputs(model, evaluation, None), evaluation.metrics).to_dict()
     row = {"seconds": 0.0, **result}
     return {"model": resolve(given), "forget": target.task.concept, **row, "original": row}

@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from erasure.core import registry
 from erasure.core.errors import NotApplicableError
+from erasure.evaluation.metrics.base import Score
 from erasure.evaluation.outputs import ModelOutputs
 
 
-def measured(outputs: ModelOutputs, metrics: Sequence[str]) -> dict[str, Any]:
-    """`{"ua", "ra", "metrics": {name: score}, "not_measured": {name: reason}}`.
+@dataclass(frozen=True)
+class Measurements:
+    """Scores by metric, why others are missing, and the hash of the classifier that labeled the images."""
 
-    Without named `metrics` those that apply are measured and the others listed with the reason; a named one that does
-    not apply raises NotApplicableError.
+    metrics: dict[str, Score]
+    not_measured: dict[str, str]
+    classifier_hash: str | None = None
+
+    @property
+    def ua(self) -> float | None:
+        """Unlearning accuracy in percent, None where it was not measured."""
+        return self._value("ua")
+
+    @property
+    def ra(self) -> float | None:
+        """What was kept, in percent: RA, or IRA for a text-to-image model; None where it was not measured."""
+        return self._value("ra" if "ra" in self.metrics else "ira")
+
+    def _value(self, name: str) -> float | None:
+        return self.metrics[name].value if name in self.metrics else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file: `ua`, `ra`, `metrics`, `not_measured` and `classifier_hash`."""
+        return {
+            "ua": self.ua,
+            "ra": self.ra,
+            "metrics": {name: score.to_dict() for name, score in self.metrics.items()},
+            "not_measured": self.not_measured,
+            "classifier_hash": self.classifier_hash,
+        }
+
+
+def measured(outputs: ModelOutputs, metrics: Sequence[str]) -> Measurements:
+    """The named `metrics`, or those that apply where none is named, with the reasons for the others.
+
+    Raises NotApplicableError for a named metric that cannot be measured.
     """
-    scores: dict[str, Any] = {}
+    scores: dict[str, Score] = {}
     skipped: dict[str, str] = {}
     for name in metrics or outputs.default_metrics:
         try:
-            scores[name] = registry.load("metrics", name)().measure(outputs).as_json()
+            scores[name] = registry.load("metrics", name)().measure(outputs)
         except NotApplicableError as error:
             if metrics and not (name == "paired_distance" and outputs.original is None):
                 raise NotApplicableError(f"--metrics {name} cannot be measured: {error}") from error
             skipped[name] = str(error)
-    kept = "ra" if "ra" in scores else "ira"  # what was kept, in the words of each kind of model
-    headline = {key: scores[name]["value"] if name in scores else None for key, name in (("ua", "ua"), ("ra", kept))}
-    return {**headline, "metrics": scores, "not_measured": skipped, "classifier_hash": outputs.labeler_hash}
+    return Measurements(scores, skipped, outputs.labeler_hash)

@@ -125,7 +125,7 @@ class ClassifierOutputs(ModelOutputs):
     split (None: that of the data which the model records).
     """
 
-    default_metrics = OF_CLASSIFIERS
+    default_metrics: tuple[str, ...] = OF_CLASSIFIERS
 
     def __init__(
         self,
@@ -141,6 +141,8 @@ class ClassifierOutputs(ModelOutputs):
     ) -> None:
         super().__init__(task, config, original)
         self.retrained = retrained
+        if retrained is not None:
+            self.default_metrics = (*self.default_metrics, "avg_gap")
         self.model, self.dataset, self.forget_ids, self._test = model, dataset, forget_ids, test
 
     @cached_property
@@ -198,6 +200,8 @@ class GeneratorOutputs(ModelOutputs):
         classifier: Classifier | None = None,
         original: GeneratorOutputs | None = None,
     ) -> None:
+        if config.retrained is not None:
+            raise NotApplicableError(f"--retrained is for classifiers: {model.source} generates images")
         super().__init__(task, config, original)
         self.original: GeneratorOutputs | None = original
         self.model, self.dataset, self.folder, self.classifier = model, dataset, folder, classifier

@@ -69,7 +69,7 @@ def test_every_metric_is_that_of_the_whole_arrays(sides, clip_folder, dinov2_fol
     own, base, paths, others = sides
     clip, dinov2 = str(clip_folder), str(dinov2_folder)
     outputs = audited(paths, PROMPTS, others, paired=True, clip=clip, dinov2=dinov2, classifier=resnet_folder)
-    found = measured(outputs, ())
+    found = measured(outputs, ()).to_dict()
     metrics = found["metrics"]
     assert set(metrics) == {"clip_score", "cmmd", "fd_dinov2", "fd_classifier", "paired_distance"}
     assert set(found["not_measured"]) == {"fid", "kid"} and "--inception" in found["not_measured"]["fid"]
@@ -106,15 +106,15 @@ def test_a_set_beside_itself_is_at_distance_zero(sides, tmp_path, dinov2_folder)
     weights = tmp_path / "i.safetensors"
     write_tensors(weights, FIDInception().state_dict())
     given = {"inception": str(weights), "dinov2": str(dinov2_folder)}
-    same = measured(audited(paths[:3], PROMPTS[:3], paths[2::-1], **given), ("fid", "kid", "fd_dinov2"))
-    for name, value in same["metrics"].items():
-        assert value["value"] <= 1e-6 and value["details"]["n_reference"] == 3, name
+    same = measured(audited(paths[:3], PROMPTS[:3], paths[2::-1], **given), ("fid", "kid", "fd_dinov2")).metrics
+    for name, found in same.items():
+        assert found.value <= 1e-6 and found.details["n_reference"] == 3, name
     assert score("fd_dinov2", audited(paths, PROMPTS, others, **given)).value > 1e-3
 
 
 def test_what_is_not_there_is_said(sides, clip_folder):
     _, _, paths, others = sides
-    reasons = measured(audited(paths, PROMPTS, others), ())["not_measured"]
+    reasons = measured(audited(paths, PROMPTS, others), ()).not_measured
     assert set(reasons) == set(AuditOutputs.default_metrics)
     for name, reason in {
         **{"clip_score": "give --clip", "cmmd": "give --clip", "fd_dinov2": "give --dinov2"},

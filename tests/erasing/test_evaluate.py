@@ -68,3 +68,19 @@ def test_a_run_json_that_is_none_is_refused_by_every_verb(refused, ddpm_folder, 
     refused("erase", "--config", tmp_path / "run.json", "--out", tmp_path / "r")
     refused("erase", "--model", ddpm_folder, "--forget", 3, "--out", tmp_path)
     assert (tmp_path / "run.json").read_text() == content
+
+
+def test_avg_gap_is_measured_against_a_retrained_model(classifier_folder, ddpm_folder, cli, refused, tmp_path):
+    base = ("--model", classifier_folder, "--forget", "random:0.1", "--steps", 2)
+    cli("erase", *base, "--batch-size", 8, "--out", tmp_path / "run")
+    cli("erase", *base, "--method", "retrain", "--out", tmp_path / "retrained")
+    named = cli("evaluate", tmp_path / "run", "--metrics", "avg_gap", "--retrained", tmp_path / "retrained", "--json")
+    both = [cli("evaluate", tmp_path / name, "--json").json["metrics"] for name in ("run", "retrained")]
+    gaps = {name: abs(both[0][name]["value"] - both[1][name]["value"]) for name in ("ua", "ra", "ta", "mia")}
+    score = named.json["metrics"]["avg_gap"]
+    assert score["details"]["gaps"] == gaps and score["value"] == sum(gaps.values()) / 4 and score["interval"] is None
+    beside = cli("evaluate", tmp_path / "retrained", "--retrained", tmp_path / "retrained", "--json").json
+    assert beside["metrics"]["avg_gap"]["value"] == 0 < beside["original"]["metrics"]["avg_gap"]["value"]
+    assert "give --retrained" in refused("evaluate", tmp_path / "run", "--metrics", "avg_gap")
+    assert "for classifiers" in refused("evaluate", ddpm_folder, "--retrained", tmp_path / "retrained", *SMALL)
+    assert "expected a classifier" in refused("evaluate", tmp_path / "run", "--retrained", ddpm_folder)

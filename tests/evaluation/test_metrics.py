@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from erasure.data.task import Task
 from erasure.evaluation.distances import frechet
 from erasure.evaluation.features.inception import FIDInception
 from erasure.evaluation.measure import measured
+from erasure.evaluation.metrics.base import Score
 from erasure.evaluation.outputs import ClassifierOutputs, GeneratorOutputs, probe
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.formats.safetensors_io import write_tensors
@@ -145,7 +148,7 @@ def test_the_attack_sees_samples_that_look_like_the_test_split(told):
 
 def test_the_average_gap_needs_a_retrained_model_and_is_zero_to_itself(told):
     retrained = told(lambda i, label: label if i > 2 else 0, [0, 1, 2])
-    with pytest.raises(NotApplicableError, match="erasure benchmark"):
+    with pytest.raises(NotApplicableError, match="give --retrained"):
         measure("avg_gap", retrained)
     assert measure("avg_gap", told(lambda i, label: label if i > 2 else 0, [0, 1, 2], retrained=retrained)).value == 0
     score = measure("avg_gap", told(lambda i, label: label, [0, 1, 2], retrained=retrained))
@@ -160,7 +163,10 @@ def test_a_generator_has_no_predictions_of_its_own(outputs, ddpm):
 
 def test_a_classifier_is_measured_by_its_own_metrics_without_being_asked(told):
     found = measured(told(lambda i, label: label, [0, 1]), ())
-    assert set(found["metrics"]) == {"ua", "ra", "ta", "mia", "loss_auc"} and not found["not_measured"]
+    assert set(found.metrics) == {"ua", "ra", "ta", "mia", "loss_auc"} and not found.not_measured
+    assert found.ua == found.metrics["ua"].value and found.metrics["ua"].interval[1] > 0
+    again = {name: Score.from_dict(json.loads(json.dumps(score))) for name, score in found.to_dict()["metrics"].items()}
+    assert again == found.metrics
 
 
 def test_an_unconditional_model_has_a_forget_share(classifier, task, digits, tmp_path):

@@ -108,14 +108,14 @@ SEEN = [
 
 def test_each_metric_counts_its_trials(tmp_path):
     found = measured(outputs(CONCEPT, SEEN, tmp_path), ())
-    value = {name: score["value"] for name, score in found["metrics"].items()}
-    n = {name: score["n"] for name, score in found["metrics"].items()}
+    value = {name: score.value for name, score in found.metrics.items()}
+    n = {name: score.n for name, score in found.metrics.items()}
     assert CONCEPT.erased == {("digit", "three")}
-    assert value["ua"] == 75 and n["ua"] == 4 and found["ua"] == 75
-    assert value["ira"] == 75 and n["ira"] == 8 and found["ra"] == 75
+    assert value["ua"] == 75 and n["ua"] == 4 and found.ua == 75
+    assert value["ira"] == 75 and n["ira"] == 8 and found.ra == 75
     assert value["cra"] == pytest.approx(100 * 10 / 12) and n["cra"] == 12
     assert value["composition"] == 50 and n["composition"] == 2
-    assert found["classifier_hash"] == "scripted"
+    assert found.classifier_hash == "scripted"
 
 
 def test_what_was_erased_is_still_there_on_the_other_side(tmp_path):
@@ -149,10 +149,10 @@ def test_real_images_are_those_that_show_the_same(tmp_path):
 
 def test_without_a_judge_every_metric_says_why(tmp_path):
     found = measured(outputs(CONCEPT, None, tmp_path), ())
-    assert found["metrics"] == {} and found["ua"] is None
+    assert found.metrics == {} and found.ua is None
     assert (
-        set(found["not_measured"]) == set(PromptOutputs.default_metrics)
-        and "give --classifier" in found["not_measured"]["ira"]
+        set(found.not_measured) == set(PromptOutputs.default_metrics)
+        and "give --classifier" in found.not_measured["ira"]
     )
     with pytest.raises(NotApplicableError, match="--clip"):
         measured(outputs(CONCEPT, SEEN, tmp_path), ("clip_score",))
@@ -190,7 +190,7 @@ def test_distances_to_real_images_in_other_spaces(tmp_path, monkeypatch, clip_fo
     score = registry.load("metrics", name)().measure(one)
     assert score.n == one.chosen("retain").sum() == 10 and score.details["n_real"] == 20
     assert score.value > 0 and score.interval[0] < score.value < score.interval[1]
-    assert measured(one, (name,))["metrics"][name]["details"]["model"] == getattr(one.config, WHOSE[name])
+    assert measured(one, (name,)).metrics[name].details["model"] == getattr(one.config, WHOSE[name])
     monkeypatch.setattr(
         "erasure.evaluation.features.spaces.write_tensors", None
     )  # features of real images are taken once
@@ -211,7 +211,7 @@ def test_the_same_seed_pairs_two_models(tmp_path):
     other.model = tiny("sd1", seed=5).set_prompts(other.task.class_names)
     assert one.samples.labels.tolist() == other.samples.labels.tolist()
     assert not np.array_equal(one.samples.images, other.samples.images)
-    assert measured(one, ("ua",))["metrics"]["ua"]["value"] == 75
+    assert measured(one, ("ua",)).metrics["ua"].value == 75
     assert torch.equal(torch.from_numpy(one.chosen("forget")), torch.from_numpy(other.chosen("forget")))
 
 

@@ -40,6 +40,7 @@ class ClassTarget(ForgetTarget):
         self.task = Task.of_classes(wanted.forget, names, gone) if wanted.forget is not None else Task(names, (), gone)
         self._wanted = wanted
         self._erased = erased_before(model, self.source, self._dataset)
+        self._retrained: dict[str, Classifier] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,15 +97,11 @@ class ClassTarget(ForgetTarget):
             dataset = dataset.at(self.forgotten | self.kept)
             ids = np.flatnonzero(self.forgotten[self.forgotten | self.kept]) if self.task.samples else None
         if isinstance(model, Classifier):
-            return ClassifierOutputs(
-                model,
-                self.task,
-                dataset,
-                evaluation,
-                forget_ids=ids,
-                test=lambda: self.test_data,
-                original=original,
-            )
+            shared: dict[str, Any] = {"forget_ids": ids, "test": lambda: self.test_data}
+            retrained = self._retrained_for(evaluation)
+            theirs = retrained and ClassifierOutputs(retrained, self.task, dataset, evaluation, **shared)
+            shared |= {"original": original, "retrained": theirs}
+            return ClassifierOutputs(model, self.task, dataset, evaluation, **shared)
         assert isinstance(model, DiffusionModel)
         assert original is None or isinstance(original, GeneratorOutputs)
         if folder is None:
@@ -114,6 +111,17 @@ class ClassTarget(ForgetTarget):
             folder = cache_folder() / "samples" / key[:32]
         classifier = held_classifier(evaluation.classifier, self._dataset)
         return GeneratorOutputs(model, self.task, dataset, folder, evaluation, classifier=classifier, original=original)
+
+    def _retrained_for(self, evaluation: EvaluationConfig) -> Classifier | None:
+        """The classifier that `--retrained` names, loaded once; raises OptionError when it has other classes."""
+        given = evaluation.retrained
+        if given is None:
+            return None
+        if given not in self._retrained:
+            self._retrained[given] = load_family(given, Classifier).to(device())
+        if self._retrained[given].class_names != self._dataset.class_names:
+            raise OptionError(f"--retrained {given} has other classes than {self._dataset.name}")
+        return self._retrained[given]
 
     def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
         """32 forget and 32 retain images in 20 denoising steps."""

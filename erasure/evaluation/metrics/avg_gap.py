@@ -6,13 +6,13 @@ Retrain models with different seeds have a gap too; that is the least a method c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from erasure.core import registry
 from erasure.core.errors import NotApplicableError
-from erasure.evaluation.metrics.base import Metric, Score
+from erasure.evaluation.metrics.base import UNKNOWN, Metric, Score
 from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.settings import NO_RETRAINED
 
 PARTS = ("ua", "ra", "ta", "mia")
 
@@ -23,20 +23,19 @@ class AvgGap(Metric):
     definition = "avg_gap/1"
     higher_is_better = False
     unit = "%"
+    needs = "retrained"
 
     def measure(self, outputs: ModelOutputs) -> Score:
-        """Needs evidence of the retrained model, which `erasure benchmark` makes."""
+        """Needs a classifier that was trained without the forget set (`--retrained`)."""
         if outputs.retrained is None:
-            raise NotApplicableError(
-                "avg_gap compares with a model that was retrained: `erasure benchmark` trains one for every table"
-            )
-        measures = {name: registry.load("metrics", name)() for name in PARTS}
+            raise NotApplicableError(NO_RETRAINED)
+        metrics = {name: registry.load("metrics", name)() for name in PARTS}
         own, theirs = (
-            {name: metric.measure(model).value for name, metric in measures.items()}
+            {name: metric.measure(model).value for name, metric in metrics.items()}
             for model in (outputs, outputs.retrained)
         )
         gaps = {name: abs(own[name] - theirs[name]) for name in PARTS}
-        return self.score(average_gap(own, theirs), len(PARTS), (-math.inf, math.inf), gaps=gaps)
+        return self.score(average_gap(own, theirs), len(PARTS), UNKNOWN, gaps=gaps)
 
 
 def average_gap(own: Mapping[str, float], retrained: Mapping[str, float]) -> float:

@@ -8,23 +8,23 @@ ones ours is 0 on average, so it can be negative. Compare numbers of one model o
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from erasure.evaluation.distances import gaussian, kernel_distance
-from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.metrics.base import Score, SpaceMetric
 
 SCALE = 1000
 
 
-class CMMD(Metric):
+class CMMD(SpaceMetric):
     """CLIP maximum mean discrepancy."""
 
     definition = "cmmd/1"
-    higher_is_better = False
     needs = "clip"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Needs a CLIP model (`--clip`)."""
-        drawn, reference = outputs.pair("clip")
-        value, (low, high) = kernel_distance(drawn, reference, gaussian, "cmmd")
-        details = {**outputs.counted(reference), "model": outputs.config.clip}
-        return self.score(SCALE * value, len(drawn), (SCALE * low, SCALE * high), **details)
+    def distance(self, generated: np.ndarray, reference: np.ndarray, details: dict[str, Any]) -> Score:
+        """The squared MMD times 1000, with a bootstrap interval."""
+        value, (low, high) = kernel_distance(generated, reference, gaussian, "cmmd")
+        return self.score(SCALE * value, len(generated), (SCALE * low, SCALE * high), **details)

@@ -6,17 +6,17 @@ side in a style count only if both digits, their order and the style are seen.
 
 from __future__ import annotations
 
-from erasure.evaluation.metrics.base import Metric, Score
+import numpy as np
+
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class Composition(Metric):
-    """Share of kept compositions that are entirely right, in percent."""
+class Composition(ShareMetric):
+    """Share of compositions to retain that are entirely right, in percent."""
 
     definition = "composition/1"
-    higher_is_better = True
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
         """One trial an image."""
-        return self.share(outputs.correct_in("together"))
+        return outputs.correct_in("together")

@@ -6,17 +6,17 @@ also whatever else they show that was not erased, so a seven in an erased style 
 
 from __future__ import annotations
 
-from erasure.evaluation.metrics.base import Metric, Score
+import numpy as np
+
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class CRA(Metric):
+class CRA(ShareMetric):
     """Cross-domain retain accuracy in percent."""
 
     definition = "cra/1"
-    higher_is_better = True
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Share of those values that the judge sees; prompts of several things are left to `composition`."""
-        return self.share(outputs.correct_in("across"))
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
+        """Which of those values the labeler sees; prompts of several things are left to `composition`."""
+        return outputs.correct_in("across")

@@ -6,17 +6,16 @@ training images stand on the other side; the interval is a delete-a-group jackkn
 
 from __future__ import annotations
 
-from erasure.evaluation.metrics.base import Metric, Score
+from erasure.evaluation.metrics.base import FrechetMetric, Score
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class FDClassifier(Metric):
-    """Fréchet distance in the held classifier's pooled features."""
+class FDClassifier(FrechetMetric):
+    """Fréchet distance in the classifier's pooled features."""
 
     definition = "fd_classifier/1"
-    higher_is_better = False
 
     def measure(self, outputs: ModelOutputs) -> Score:
         """The distance over the retained classes; damage to what should be kept shows here first."""
-        drawn, reference = outputs.features("retain"), outputs.reference_features("retain")
-        return self.frechet(drawn, reference, groups=20, **outputs.counted(reference))
+        generated, reference = outputs.features("retain"), outputs.reference_features("retain")
+        return self.frechet(generated, reference, groups=20, **outputs.counted(reference))

@@ -6,19 +6,19 @@ Fréchet distance is; the model is named by --dinov2, the paper's is `facebook/d
 
 from __future__ import annotations
 
-from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import ModelOutputs
+from typing import Any
+
+import numpy as np
+
+from erasure.evaluation.metrics.base import Score, SpaceMetric
 
 
-class FDDINOv2(Metric):
+class FDDINOv2(SpaceMetric):
     """Fréchet distance in DINOv2's class token."""
 
     definition = "fd_dinov2/1"
-    higher_is_better = False
     needs = "dinov2"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Needs a DINOv2 (`--dinov2`); the interval is a delete-a-group jackknife over the drawn images."""
-        drawn, reference = outputs.pair("dinov2")
-        details = {**outputs.counted(reference), "model": outputs.config.dinov2}
-        return self.frechet(drawn, reference, groups=10, **details)
+    def distance(self, generated: np.ndarray, reference: np.ndarray, details: dict[str, Any]) -> Score:
+        """The distance; its interval is a delete-a-group jackknife over the generated images."""
+        return self.frechet(generated, reference, groups=10, **details)

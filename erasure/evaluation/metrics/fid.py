@@ -8,25 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from erasure.evaluation.distances import kernel_distance
-from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.metrics.base import Score, SpaceMetric
 
 ENOUGH = 2048  # the width of the features: with fewer images their covariance has no full rank
 
 
-class FID(Metric):
+class FID(SpaceMetric):
     """Fréchet Inception distance."""
 
     definition = "fid/1"
-    higher_is_better = False
     needs = "inception"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Needs the Inception weights (`--inception`)."""
-        drawn, reference = outputs.pair("inception")
-        details: dict[str, Any] = outputs.counted(reference)
-        if min(len(drawn), len(reference)) < ENOUGH:
-            value, interval = kernel_distance(drawn, reference)
+    def distance(self, generated: np.ndarray, reference: np.ndarray, details: dict[str, Any]) -> Score:
+        """The distance, and the KID in `details` where there are too few images."""
+        if min(len(generated), len(reference)) < ENOUGH:
+            value, interval = kernel_distance(generated, reference)
             details |= {"kid": value, "kid_interval": list(interval)}
-        return self.frechet(drawn, reference, groups=10, **details)
+        return self.frechet(generated, reference, groups=10, **details)

@@ -8,22 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from erasure.core.errors import NotApplicableError
-from erasure.evaluation.metrics.base import Metric, Score
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 from erasure.sampling.draw import UNCONDITIONAL
 
 
-class ForgetShare(Metric):
-    """Share of forgotten classes among free samples, in percent."""
+class ForgetShare(ShareMetric):
+    """Share of forgotten classes among all samples, in percent."""
 
     definition = "forget_share/1"
     higher_is_better = False
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Share of the samples that the held classifier sees as a forgotten class."""
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
+        """Which samples the classifier labels as a forgotten class."""
         if not outputs.task.forget:
             raise NotApplicableError("no class is named as forgotten: give --forget")
         if not (outputs.samples.labels == UNCONDITIONAL).all():
             raise NotApplicableError("forget_share is for unconditional models: this one is measured by ua")
-        return self.share(np.isin(outputs.predicted, outputs.task.forget))
+        return np.isin(outputs.predicted, outputs.task.forget)

@@ -5,17 +5,17 @@ Images of retain prompts, judged on the domains that something was erased from: 
 
 from __future__ import annotations
 
-from erasure.evaluation.metrics.base import Metric, Score
+import numpy as np
+
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class IRA(Metric):
+class IRA(ShareMetric):
     """In-domain retain accuracy in percent."""
 
     definition = "ira/1"
-    higher_is_better = True
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Share of kept values that the judge sees; prompts of several things are left to `composition`."""
-        return self.share(outputs.correct_in("domain"))
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
+        """Which values to retain the labeler sees; prompts of several things are left to `composition`."""
+        return outputs.correct_in("domain")

@@ -5,20 +5,21 @@ The squared MMD of all images under the cubic kernel (x.y / 2048 + 1)^3, with a 
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from erasure.evaluation.distances import kernel_distance
-from erasure.evaluation.metrics.base import Metric, Score
-from erasure.evaluation.outputs import ModelOutputs
+from erasure.evaluation.metrics.base import Score, SpaceMetric
 
 
-class KID(Metric):
+class KID(SpaceMetric):
     """Kernel Inception distance."""
 
     definition = "kid/1"
-    higher_is_better = False
     needs = "inception"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Needs the Inception weights (`--inception`)."""
-        drawn, reference = outputs.pair("inception")
-        value, interval = kernel_distance(drawn, reference)
-        return self.score(value, len(drawn), interval, **outputs.counted(reference))
+    def distance(self, generated: np.ndarray, reference: np.ndarray, details: dict[str, Any]) -> Score:
+        """The squared MMD under the cubic kernel, with a bootstrap interval."""
+        value, interval = kernel_distance(generated, reference)
+        return self.score(value, len(generated), interval, **details)

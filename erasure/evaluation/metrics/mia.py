@@ -6,20 +6,26 @@ Higher means better hidden, but the target is the value of Retrain, neither 100 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from erasure.evaluation.membership_inference import called_non_members
-from erasure.evaluation.metrics.base import Metric, Score
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class MIA(Metric):
-    """Share of forgotten samples that pass for unseen, in percent."""
+class MIA(ShareMetric):
+    """Share of forgotten samples that the attack takes for unseen, in percent."""
 
     definition = "mia/1"
-    higher_is_better = True
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """The attack's verdict on every forgotten sample; `n_attack` samples of each side taught it."""
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
+        """What the attack says of each forgotten sample, True for unseen."""
         retain, test, forget = (outputs.predictions(part).confidences for part in ("retain", "test", "forget"))
-        hidden = called_non_members(retain, test, forget, outputs.config.sample_seed)
-        return self.share(hidden, n_attack=min(len(retain), len(test)))
+        return called_non_members(retain, test, forget, outputs.config.sample_seed)
+
+    def details(self, outputs: ModelOutputs, hits: np.ndarray) -> Mapping[str, Any]:
+        """`n_attack`: how many samples of each side the attack learned from."""
+        return {"n_attack": min(len(outputs.predictions(part).labels) for part in ("retain", "test"))}

@@ -6,23 +6,25 @@ classifier: its own answers on the retain set.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from erasure.evaluation.metrics.base import Metric, Score
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class RA(Metric):
+class RA(ShareMetric):
     """Retain accuracy in percent."""
 
     definition = "ra/1"
-    higher_is_better = True
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Share of the retain part that is recognised as its class; `by_class` shows what an average would hide."""
-        correct = outputs.correct("retain")
-        labels = outputs.samples.labels[outputs.chosen("retain")]
-        names = outputs.task.class_names
-        by_class = {names[i]: 100.0 * float(correct[labels == i].mean()) for i in np.unique(labels)}
-        return self.share(correct, by_class=by_class)
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
+        """Which of the retain part is recognised as its class."""
+        return outputs.correct("retain")
+
+    def details(self, outputs: ModelOutputs, hits: np.ndarray) -> Mapping[str, Any]:
+        """`by_class` shows what an average would hide."""
+        labels, names = outputs.samples.labels[outputs.chosen("retain")], outputs.task.class_names
+        return {"by_class": {names[i]: 100.0 * float(hits[labels == i].mean()) for i in np.unique(labels)}}

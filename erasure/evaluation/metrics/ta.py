@@ -5,17 +5,17 @@ In evaluation mode, without augmentation. When a whole class was forgotten it is
 
 from __future__ import annotations
 
-from erasure.evaluation.metrics.base import Metric, Score
+import numpy as np
+
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class TA(Metric):
+class TA(ShareMetric):
     """Test accuracy in percent."""
 
     definition = "ta/1"
-    higher_is_better = True
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Share of the test split that a classifier labels rightly."""
-        return self.share(outputs.predictions("test").correct)
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
+        """Which samples of the test split the classifier labels correctly."""
+        return outputs.predictions("test").correct

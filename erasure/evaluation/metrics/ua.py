@@ -7,22 +7,28 @@ on the forget set. `given_original` counts only those that the original model ge
 
 from __future__ import annotations
 
-from erasure.evaluation.metrics.base import Metric, Score
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from erasure.evaluation.metrics.base import ShareMetric
 from erasure.evaluation.outputs import ModelOutputs
 
 
-class UA(Metric):
+class UA(ShareMetric):
     """Unlearning accuracy in percent."""
 
     definition = "ua/2"
-    higher_is_better = True
-    unit = "%"
 
-    def measure(self, outputs: ModelOutputs) -> Score:
-        """Share of the forget part that is not recognised as its class."""
-        missed = ~outputs.correct("forget")
+    def hits(self, outputs: ModelOutputs) -> np.ndarray:
+        """Which of the forget part is not recognised as its class."""
+        return ~outputs.correct("forget")
+
+    def details(self, outputs: ModelOutputs, hits: np.ndarray) -> Mapping[str, Any]:
+        """The same over those that the original model got right."""
         if outputs.original is None:
-            return self.share(missed)
+            return {}
         before = outputs.original.correct("forget")
-        given = 100.0 * float(missed[before].mean()) if before.any() else None
-        return self.share(missed, given_original=given, n_given_original=int(before.sum()))
+        given = 100.0 * float(hits[before].mean()) if before.any() else None
+        return {"given_original": given, "n_given_original": int(before.sum())}
