@@ -25,7 +25,7 @@ from erasure.auditing.detectors.base import Detection, Detector
 from erasure.auditing.protocols import Protocol
 from erasure.core.distributed import world
 from erasure.core.errors import DataError
-from erasure.core.files import atomic_path
+from erasure.core.files import atomic_path, json_lines
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, read_log
 from erasure.data.images import image_paths, read_image, to_uint8, write_png
@@ -69,9 +69,7 @@ class AuditRecords:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The records of a finished side, one at a time."""
-        with open(self.path, encoding="utf-8") as handle:
-            for line in handle:
-                yield json.loads(line)
+        return json_lines(self.path)
 
 
 READ_AT_ONCE = 16

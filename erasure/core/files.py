@@ -82,17 +82,45 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def parse_json(text: str | bytes, source: object, error: type[ErasureError] = RunError) -> Any:
+    """Parse any JSON value; raises `error`, naming `source`, when it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as broken:
+        raise error(f"{source} is not readable JSON: {broken}") from broken
+
+
+def parse_object(text: str | bytes, source: object, error: type[ErasureError] = RunError) -> dict[str, Any]:
+    """Parse a JSON object; raises `error`, naming `source`, for anything else."""
+    value = parse_json(text, source, error)
+    if not isinstance(value, dict):
+        raise error(f"{source} is not a JSON object")
+    return value
+
+
 def read_json(path: Path, error: type[ErasureError] = RunError) -> dict[str, Any]:
     """Read a JSON object from a file; raises `error` when it is missing, unreadable, or not an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as missing:
         raise error(f"{path} does not exist") from missing
-    except (OSError, ValueError, RecursionError) as broken:
+    except (OSError, ValueError) as broken:
         raise error(f"{path} is not readable JSON: {broken}") from broken
-    if not isinstance(value, dict):
-        raise error(f"{path} is not a JSON object")
-    return value
+    return parse_object(text, path, error)
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one JSON object a line; a last line that a kill cut short is left out.
+
+    Raises RunError for any other line that is none.
+    """
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.endswith(b"\n"):
+                yield parse_object(line, f"{path}, line {number}")
+            else:
+                with contextlib.suppress(RunError):
+                    yield parse_object(line, path)
 
 
 def held(path: Path, what: Path, *, wait: bool = False) -> FileLock:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.core.errors import ModelError
+from erasure.core.files import parse_object
 
 KEY = "erasure"
 SIDECAR = "provenance.json"  # in a folder; beside a file it has the file's name
@@ -82,10 +83,4 @@ def read_provenance(metadata: Mapping[str, str], source: object) -> dict[str, An
     """The provenance in a header, None without any; raises ModelError when it is damaged."""
     if KEY not in metadata:
         return None
-    try:
-        found = json.loads(metadata[KEY])
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{source}: its provenance is damaged: expected a JSON object under {KEY!r}")
-    return found
+    return parse_object(metadata[KEY], f"{source}: its provenance is damaged: {KEY!r}", ModelError)

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict, cast
 
 from erasure.core.distributed import is_main
 from erasure.core.errors import ErasureError, RunError
-from erasure.core.files import held, read_json, write_json, write_text, writing
+from erasure.core.files import held, json_lines, read_json, write_json, write_text, writing
 
 SCHEMA = 1
 PACKAGES = ("erasure", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scikit-learn")
@@ -244,11 +244,5 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
+    """The records of a log, as `json_lines` reads them; none without a file."""
+    return list(json_lines(path)) if path.exists() else []

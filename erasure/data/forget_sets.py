@@ -15,7 +15,6 @@ respect to the labels that they were trained with.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from erasure.core.errors import OptionError
+from erasure.core.files import parse_json
 from erasure.core.rng import derive_seed
 from erasure.data import Dataset
 from erasure.data.task import CLASS, Task
@@ -155,10 +155,7 @@ def _in_file(path: Path) -> list[int]:
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} is not readable as a list of ids: {error}") from error
     if text.startswith("["):
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise OptionError(f"{path} is not a JSON list: {error}") from error
+        values: list[int] = parse_json(text, path, OptionError)
         if not all(type(value) is int for value in values):
             raise OptionError(f"{path} holds something else than whole numbers: expected a JSON list of ids")
         return values

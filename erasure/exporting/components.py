@@ -22,8 +22,8 @@ from erasure.formats import single_file
 from erasure.formats.clip_tokenizer import config_of
 from erasure.formats.delta import as_bits
 from erasure.formats.ldm_layout import COMPONENTS, TEXT_MODEL, original_tensors
-from erasure.formats.safetensors_io import dtype_of, hash_tensors, read_pickled_state, reason
-from erasure.formats.safetensors_stream import cast, is_pickle, read_header
+from erasure.formats.safetensors_io import hash_tensors, read_pickled_state, reason
+from erasure.formats.safetensors_stream import cast, dtype_of, is_pickle, read_header
 from erasure.models import DiffusionModel, Model, resolve
 from erasure.models.components import read_component
 from erasure.models.info import read_info

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from erasure.core.errors import ModelError
+from erasure.formats.bits import packed, unpacked
 
 DELTA = "erasure-delta-2"
 # Before, the cleaned weights themselves were stored: such a delta fits its own base only.
@@ -44,7 +44,7 @@ def difference(base: Mapping[str, Tensor], cleaned: Mapping[str, Tensor]) -> dic
         if form == "index":
             found[f"{name}::index"] = _positions(changed)
         elif form == "bits":
-            found[f"{name}::bits"] = torch.from_numpy(np.packbits(changed.numpy()))
+            found[f"{name}::bits"] = packed(changed)
         if not flat.is_floating_point():
             found[f"{name}::values"] = flat[chosen]
             continue
@@ -101,7 +101,7 @@ def _chosen(flat: Tensor, index: Tensor | None, bits: Tensor | None) -> Tensor:
     if index is not None:
         return index.long()
     if bits is not None:
-        return torch.from_numpy(np.unpackbits(bits.numpy(), count=flat.numel()).view(bool))
+        return unpacked(bits, (flat.numel(),))
     return torch.ones(flat.numel(), dtype=torch.bool)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from erasure.core.errors import ModelError
-from erasure.core.files import atomic_path
+from erasure.core.files import atomic_path, parse_object
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -97,7 +97,7 @@ def _sort_metadata(path: Path) -> None:
     """Order the header's metadata, whose order the format leaves to chance: equal content becomes equal bytes."""
     with open(path, "r+b") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(length))
+        header = parse_object(handle.read(length), path, ModelError)
         if "__metadata__" in header:
             header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -121,16 +121,3 @@ def check_finite(network: nn.Module, source: object) -> None:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{source}: tensor {name!r} holds NaN or infinity: the checkpoint is damaged")
-
-
-def dtype_of(path: Path) -> torch.dtype:
-    """The floating type of most weights of a safetensors file, from its header alone; float32 when it has none."""
-    names = {"F16": torch.float16, "BF16": torch.bfloat16}
-    with open(path, "rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-    counts: dict[str, int] = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + end - begin
-    return names.get(max(counts, key=lambda kind: counts[kind]) if counts else "", torch.float32)

@@ -97,6 +97,15 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, metadata
 
 
+def dtype_of(path: Path) -> torch.dtype:
+    """The floating type of most weights of a safetensors file, from its header alone; float32 when it has none."""
+    counts: dict[str, int] = {}
+    for entry in read_header(path)[0].values():
+        counts[entry.dtype] = counts.get(entry.dtype, 0) + entry.end - entry.begin
+    most = max(counts, key=lambda code: counts[code]) if counts else ""
+    return DTYPES[most] if most in ("F16", "BF16") else torch.float32
+
+
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):

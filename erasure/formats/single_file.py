@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erasure.core.errors import ModelError
-from erasure.core.files import read_json
+from erasure.core.files import parse_object, read_json
 from erasure.formats.clip_tokenizer import config_of, tokenizer_from
 from erasure.formats.ldm_detect import TITLES, kind_of, predicts_velocity, velocity_hint
 from erasure.formats.ldm_layout import COMPONENTS, diffusers_tensors, original_tensors, prefix_of, slots
@@ -257,11 +257,8 @@ def _opened(path: Path) -> tuple[_Tensors, dict[str, str]]:
 
 def _embedded(metadata: Mapping[str, str], kind: str, path: Path) -> dict[str, dict[str, Any]]:
     """The configurations a file carries, by component; none for most files."""
-    try:
-        found = json.loads(metadata.get(EMBEDDED, "{}"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(config, dict) for config in found.values()):
+    found = parse_object(metadata.get(EMBEDDED, "{}"), f"{path}: its metadata {EMBEDDED!r}", ModelError)
+    if not all(isinstance(config, dict) for config in found.values()):
         raise ModelError(f"{path}: its metadata {EMBEDDED!r} is no JSON object of configurations")
     return {name: config for name, config in found.items() if name in (*COMPONENTS[kind], *OTHERS)}
 

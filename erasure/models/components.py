@@ -14,7 +14,8 @@ from torch import nn
 
 from erasure.core.errors import ModelError
 from erasure.core.files import read_json
-from erasure.formats.safetensors_io import check_finite, dtype_of
+from erasure.formats.safetensors_io import check_finite
+from erasure.formats.safetensors_stream import dtype_of
 
 STEMS = ("diffusion_pytorch_model", "model")
 

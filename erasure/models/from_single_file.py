@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import ModelError
+from erasure.core.files import parse_object
 from erasure.core.logging import log_user
 from erasure.formats import single_file
 from erasure.formats.ldm_detect import TITLES
@@ -98,12 +99,7 @@ def _unfilled(network: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
 
 def _info(file: single_file.SingleFile) -> ModelInfo:
     """What the file carries of a folder's erasure.json; empty for files of others."""
-    try:
-        found = json.loads(file.metadata.get(INFO, "{}"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(f"{file.path}: its metadata {INFO!r} is no JSON object")
+    found = parse_object(file.metadata.get(INFO, "{}"), f"{file.path}: its metadata {INFO!r}", ModelError)
     return cast(ModelInfo, {key: value for key, value in found.items() if key not in OWN})
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from erasure.core.errors import MaskError, ModelError, OptionError
+from erasure.core.files import parse_object
 from erasure.core.rng import derive_seed
+from erasure.formats.bits import packed, unpacked
 from erasure.formats.safetensors_io import read_tensors, write_tensors
 
 FORMAT = "erasure-mask-1"
@@ -112,28 +114,33 @@ class Mask:
 
     def save(self, path: str | Path) -> None:
         """Write one bit a weight as safetensors, atomically, with shapes and provenance in its header."""
-        packed = {n: torch.from_numpy(np.packbits(t.cpu().numpy().reshape(-1))) for n, t in self.tensors.items()}
+        bits = {name: packed(tensor) for name, tensor in self.tensors.items()}
         shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         header = {"format": FORMAT, "shapes": json.dumps(shapes), "provenance": json.dumps(self.provenance)}
-        write_tensors(Path(path), packed, header)
+        write_tensors(Path(path), bits, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Mask:
         """Read a mask; raises MaskError when the file is missing, damaged or no mask."""
         try:
-            packed, header = read_tensors(Path(path))
+            bits, header = read_tensors(Path(path))
         except ModelError as error:
             raise MaskError(f"--mask {error}") from error
         if header.get("format") != FORMAT:
             raise MaskError(f"--mask {path} is not a mask: make one with `erasure mask`")
         try:
-            shapes = {name: tuple(shape) for name, shape in json.loads(header["shapes"]).items()}
-            provenance = json.loads(header["provenance"])
+            shapes = {
+                name: tuple(shape)
+                for name, shape in parse_object(
+                    header["shapes"], f"--mask {path} is damaged: its list of shapes", MaskError
+                ).items()
+            }
+            provenance = parse_object(header["provenance"], f"--mask {path} is damaged: its provenance", MaskError)
             for name, shape in shapes.items():
-                _unpacked(packed[name], shape)
+                unpacked(bits[name], shape)
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise MaskError(f"--mask {path} is damaged: {error}") from error
-        return cls(_Bits(packed, shapes), provenance)
+        return cls(_Bits(bits, shapes), provenance)
 
 
 class _Bits(Mapping[str, Tensor]):
@@ -143,19 +150,13 @@ class _Bits(Mapping[str, Tensor]):
         self._bits, self._shapes = bits, shapes
 
     def __getitem__(self, name: str) -> Tensor:
-        return _unpacked(self._bits[name], self._shapes[name])
+        return unpacked(self._bits[name], self._shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 
     def __len__(self) -> int:
         return len(self._shapes)
-
-
-def _unpacked(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    count = int(np.prod(shape, dtype=np.int64))
-    flat = np.unpackbits(bits.numpy(), count=count)
-    return torch.from_numpy(flat.view(bool)).reshape(shape)
 
 
 def check_density(density: float) -> None:

@@ -89,7 +89,7 @@ def test_a_forget_set_that_is_none_is_one_clear_error(digits, spec, message):
         ("3\nfour\n", "line 2: 'four' is no id"),
         ("1.5\n", "line 1: '1.5' is no id"),
         ("[1, true]", "something else than whole numbers"),
-        ("[1, 2", "is not a JSON list"),
+        ("[1, 2", "is not readable JSON"),
     ],
 )
 def test_a_file_that_holds_no_ids_is_named(tmp_path, text, message):
