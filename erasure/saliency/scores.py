@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from erasure.core.distributed import is_main
-from erasure.core.errors import DivergedError, OptionError, RunError
+from erasure.core.errors import DivergedError, OptionError
 from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
-from erasure.formats.safetensors_io import read_tensors, write_tensors
+from erasure.formats.unfinished import keep, restored
 from erasure.models import Model
 from erasure.models.base import recomputed_activations
 from erasure.saliency.mask import Mask, check_density
@@ -74,15 +74,15 @@ def saliency_scores(
     if checkpoint_every < 1:
         raise OptionError(f"--checkpoint-every {checkpoint_every} must be at least 1")
     network = model.network
-    scores = _restored(partial, fingerprint, network)
-    start = int(scores.pop("start", torch.tensor(0)))
+    scores, start = restored(partial, fingerprint) if partial is not None and partial.is_file() else ({}, 0)
+    scores = {name: score.to(model.device) for name, score in scores.items()}
     batches = math.ceil(len(forget) / settings.saliency_batch_size)
     with _prepared(network, scores, settings) as fold, recomputed_activations(network, None, low_memory):
         for index in tqdm(
             range(start, batches), initial=start, total=batches, desc="saliency", disable=None, leave=False
         ):
-            if partial is not None and index > start and index % checkpoint_every == 0:
-                _keep(partial, fingerprint, scores, index)
+            if partial is not None and index > start and index % checkpoint_every == 0 and is_main():
+                keep(partial, scores, index, fingerprint)
             _backward(model, forget, settings, index, seed, low_memory)
             fold()
     if settings.score == "sum_abs":
@@ -190,19 +190,3 @@ def _fold_hook(score: Tensor, rule: ScoreRule) -> Callable[[Tensor], None]:
         parameter.grad = None
 
     return fold
-
-
-def _keep(partial: Path, fingerprint: str, scores: dict[str, Tensor], index: int) -> None:
-    if not is_main():
-        return
-    write_tensors(partial, {**scores, "start": torch.tensor(index)}, {"fingerprint": fingerprint})
-
-
-def _restored(partial: Path | None, fingerprint: str, network: nn.Module) -> dict[str, Tensor]:
-    if partial is None or not partial.is_file():
-        return {}
-    tensors, header = read_tensors(partial)
-    if header.get("fingerprint") != fingerprint:
-        raise RunError(f"{partial} is the unfinished saliency of other settings: remove it, or give another --out")
-    device = next(network.parameters()).device
-    return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erasure.core.errors import RunError
-from erasure.formats.safetensors_io import read_tensors, write_tensors
+from erasure.formats.unfinished import keep, restored
 
 
 def save_state(
@@ -34,7 +33,7 @@ def save_state(
                 tensors[f"optimizer/{i}/{key}"] = value
             elif isinstance(value, int | float):
                 tensors[f"number/{i}/{key}"] = torch.tensor(value, dtype=torch.float64)
-    write_tensors(path, tensors, {"step": str(step), "fingerprint": fingerprint})
+    keep(path, tensors, step, fingerprint)
 
 
 def load_state(
@@ -44,9 +43,7 @@ def load_state(
 
     Raises RunError when it was saved by a run with another fingerprint.
     """
-    tensors, header = read_tensors(path)
-    if header.get("fingerprint") != fingerprint:
-        raise RunError(f"{path} belongs to a run with other settings: give another --out")
+    tensors, step = restored(path, fingerprint)
     groups: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}, "number": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
@@ -60,7 +57,7 @@ def load_state(
             number, _, key = name.partition("/")
             state.setdefault(int(number), {})[key] = tensor if kind == "optimizer" else _plain(tensor.item())
     _fill(optimizer, state)
-    return int(header["step"])
+    return step
 
 
 def _fill(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from erasure.core.distributed import is_main
-from erasure.core.errors import DivergedError, OptionError, RunError
+from erasure.core.errors import DivergedError, OptionError
 from erasure.core.logging import log_user
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, read_log
 from erasure.data import Dataset
 from erasure.data.task import Task
-from erasure.formats.safetensors_io import read_tensors, write_tensors
+from erasure.formats.unfinished import keep, restored
 from erasure.methods.base import Job, Method
 from erasure.models import Model
 from erasure.training.curvature import ConjugateGradients, Curvature, Product, SampleLosses, WeightSpace, damped
@@ -181,15 +181,13 @@ def _recorded(folder: Path | None, start: int) -> Iterator[_Records]:
 def _keep(path: Path, state: ConjugateGradients, step: int, fingerprint: str) -> None:
     scale = torch.tensor(state.scale, dtype=torch.float64)
     tensors = {"solution": state.solution, "residual": state.residual, "direction": state.direction, "scale": scale}
-    write_tensors(path, tensors, {"step": str(step), "fingerprint": fingerprint})
+    keep(path, tensors, step, fingerprint)
 
 
 def _restored(path: Path, fingerprint: str) -> tuple[ConjugateGradients, int]:
-    tensors, header = read_tensors(path)
-    if header.get("fingerprint") != fingerprint:
-        raise RunError(f"{path} belongs to a run with other settings: give another --out")
+    tensors, step = restored(path, fingerprint)
     scale = float(tensors.pop("scale"))
-    return ConjugateGradients(**tensors, scale=scale), int(header["step"])
+    return ConjugateGradients(**tensors, scale=scale), step
 
 
 def _on(state: ConjugateGradients, view: View) -> ConjugateGradients:
