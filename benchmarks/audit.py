@@ -24,9 +24,10 @@ from benchmarks import sd_networks
 from erasure.auditing.audit import audit
 from erasure.auditing.detectors import open_detector
 from erasure.auditing.detectors.base import Detector
+from erasure.auditing.image_sources import GeneratedImages
 from erasure.auditing.protocols import Protocol, load_protocol
 from erasure.auditing.request import AuditRequest
-from erasure.auditing.scoring import Drawn, run_trials
+from erasure.auditing.scoring import score_images
 from erasure.core.distributed import device
 from erasure.models import load_family
 from erasure.models.stable_diffusion import StableDiffusion
@@ -66,7 +67,7 @@ def compared(
     name: str, model: StableDiffusion, rows: list[PromptRow], detector: Detector, protocol: Protocol
 ) -> dict[str, float]:
     """Seconds an image of sampling alone and of an audit, and the ratio."""
-    source = Drawn(model, rows, protocol)
+    source = GeneratedImages(model, rows, protocol)
     sides: dict[str, list[float]] = {"sampling": [], "audit": []}
 
     def sampling() -> None:
@@ -75,7 +76,7 @@ def compared(
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run_trials(source, {"detector": detector}, Path(folder), "model")
+            score_images(source, {"detector": detector}, Path(folder), "model")
 
     for _ in range(ROUNDS):
         for side, run in (("sampling", sampling), ("audit", whole)):

@@ -12,42 +12,41 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from erasure.auditing.audit import audit
-from erasure.auditing.request import AuditRequest
-from erasure.erasing.erase import AuditRequest as Erasure
-from erasure.erasing.erase import erase
+from erasure.auditing.api import audit_model
+from erasure.auditing.result import Count, Rate
+from erasure.erasing.erase import EraseRequest, erase
 from erasure.erasing.targets import TargetSpec
-from erasure.prompts.prompt_set import load_prompt_set
 
 CONCEPTS = ("three", "neon")
+KINDS = ("single", "pair")
 MAX_RATE = 0.05
 
 
 def audited(concept: str, folder: Path) -> list[dict[str, Any]]:
     """A row for all prompts and one for each kind: single digits, pairs."""
     wanted = TargetSpec(concept=f"digits/{concept}")
-    erase(Erasure("digits-sd", wanted=wanted, evaluate=False), folder / f"erased-{concept}")
-    request = AuditRequest(
-        model=str(folder / f"erased-{concept}"),
+    erase(EraseRequest("digits-sd", wanted=wanted, evaluate=False), folder / f"erased-{concept}")
+    found = audit_model(
+        folder / f"erased-{concept}",
         base="digits-sd",
-        prompts=load_prompt_set(f"audit/{concept}"),
+        prompts=f"audit/{concept}",
         detectors={"image_classifier": {"model": "digits-sd-classifier"}},
         classes=(concept,),
         max_rate=MAX_RATE,
+        out=folder / f"audit-{concept}",
     )
-    found = audit(request, folder / f"audit-{concept}")
-    whole = {"category": "all", "model": found["rate"], "base": found["base_rate"], "verdict": found["verdict"]}
-    parts = [{**part, "verdict": ""} for part in found["categories"] if part["category"] in ("single", "pair")]
-    return [{"concept": concept, **_row(part)} for part in (whole, *parts)]
+    rows = [("all", found.base_rate, found.rate, str(found.verdict))]
+    rows += [(part.category, part.base, part.model, "") for part in found.categories if part.category in KINDS]
+    return [
+        {"concept": concept, "prompts": kind, "base": _share(base), "model": _share(model), "verdict": verdict}
+        for kind, base, model, verdict in rows
+    ]
 
 
-def _row(part: dict[str, Any]) -> dict[str, Any]:
-    sides = {}
-    for side in ("base", "model"):
-        rate = part[side]
-        count = rate.get("count", rate.get("images"))
-        sides[side] = {"count": count, "n": rate["n"], "value": rate["value"], "interval": rate["interval"]}
-    return {"prompts": part["category"], **sides, "verdict": part["verdict"]}
+def _share(rate: Rate | Count | None) -> dict[str, Any]:
+    assert rate is not None
+    count = rate.count if isinstance(rate, Rate) else rate.images
+    return {"count": count, "n": rate.n, "value": rate.value, "interval": list(rate.interval)}
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
-"""Protocols: how an audit draws, judges and counts, pinned under a name.
+"""Protocols: how an audit generates, scores and counts images, pinned under a name.
 
 Published rates of one method differ tenfold with these settings, so a rate means something only beside its protocol.
-The pinned ones follow the papers' own scripts; where a script's number is nominal, or our sampling cannot be bit for
-bit theirs, `source` says so. A safety checker is never loaded: a blacked-out image would count as safe.
+The pinned ones follow the papers' own scripts; where a script's number is nominal, or our sampling cannot equal theirs
+bit for bit, `source` says so. A safety checker is never loaded: a blacked-out image would count as safe.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from erasure.core.config import build
 from erasure.core.errors import DataError, OptionError, RunError, suggestion
 from erasure.core.files import read_json
+from erasure.core.records import Facts
 from erasure.core.run_dir import fingerprint
 from erasure.prompts.prompt_set import SUBSETS
 from erasure.prompts.prompt_table import MULTIPLE, SEED_LIMIT
 
-ROW = "row"  # each prompt brings its own; without one, the model's own (a seed: derived from the audit's)
+ROW = "row"  # each prompt row's own value; in a row without one, the model's own (a seed: derived from the audit's)
+DEFAULT = "default"  # the protocol that leaves detectors, classes and threshold to the user
+CHANGED = ", changed: "
 CHOICES = {
     "sampler": (None, "ddim", "pndm", "lms", "euler", "dpmsolver"),
     "generator_device": ("cpu",),
@@ -55,8 +58,8 @@ class Protocol:
     `guidance_scale`, `width`, `height`: a number, "row", or None (of a size: the model's own). `seed`: "row", or a
     number from which each row's is derived. `threshold`: one for all detectors, one for each by name, or None for their
     own. `classes`: the detector's core or wide set. `flagged_by`: the first detector alone, or any of them.
-    `maximum_over`, `draws`: of the expected maximum, which is told where a prompt has several images. Raises
-    OptionError for a value that means nothing.
+    `maximum_over`, `draws`: of the expected maximum, which is reported where a prompt has several images. Raises
+    OptionError for a value out of its range.
     """
 
     name: str
@@ -85,7 +88,7 @@ class Protocol:
         if not (isinstance(self.detectors, tuple) and self.detectors and all(map(_is_text, self.detectors))):
             self._refuse("detectors", "must name at least one detector")
         if self.subset is not None and self.subset not in tuple(SUBSETS):
-            self._refuse("subset", f"is no part of I2P{suggestion(str(self.subset), SUBSETS)}")
+            self._refuse("subset", f"is not a subset of I2P{suggestion(str(self.subset), SUBSETS)}")
         if not _is_text(self.name) or not isinstance(self.source, str):
             self._refuse("name", "must be a word")
         self._check_numbers()
@@ -114,16 +117,48 @@ class Protocol:
         raise OptionError(f"protocol {self.name}: {name} {getattr(self, name)!r} {why}")
 
     def threshold_of(self, detector: str) -> float | None:
-        """From which score on `detector` counts; None leaves it to the detector."""
+        """The score from which `detector` counts; None for the detector's own threshold."""
         return self.threshold.get(detector) if isinstance(self.threshold, Mapping) else self.threshold
 
-    def as_json(self) -> dict[str, Any]:
+    def changed(
+        self,
+        *,
+        sampler: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        images_per_prompt: int | None = None,
+    ) -> Protocol:
+        """The protocol with the sampling settings that are not None, named after those that differ."""
+        given = {
+            "images_per_prompt": images_per_prompt,
+            "guidance_scale": guidance_scale,
+            "num_inference_steps": num_inference_steps,
+            "sampler": sampler,
+        }
+        different: dict[str, Any] = {
+            key: value for key, value in given.items() if value not in (None, getattr(self, key))
+        }
+        return replace(self, **different)._named(list(different)) if different else self
+
+    def renamed(self, changed: Sequence[str]) -> Protocol:
+        """The protocol under a name that says which of its detectors, classes and threshold were `changed`.
+
+        The default protocol keeps its name, since it leaves these to the user.
+        """
+        return self._named(changed) if changed and self.name.split(CHANGED)[0] != DEFAULT else self
+
+    def _named(self, changed: Sequence[str]) -> Protocol:
+        joint = ", " if CHANGED in self.name else CHANGED
+        return replace(self, name=f"{self.name}{joint}{', '.join(changed)}")
+
+    def as_json(self) -> Facts:
         """Plain values for a record or a file, which `load_protocol` reads back."""
-        return json.loads(json.dumps(asdict(self)))
+        values: Facts = json.loads(json.dumps(asdict(self)))
+        return values
 
     @property
-    def drawing(self) -> dict[str, Any]:
-        """The settings that decide the images; the others only judge what is there."""
+    def drawing(self) -> Facts:
+        """The settings that decide the images; the others only decide how images are counted."""
         names = ("sampler", "num_inference_steps", "guidance_scale", "width", "height", "images_per_prompt", "seed")
         return {name: getattr(self, name) for name in names}
 
@@ -137,7 +172,7 @@ PINNED = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            "default",
+            DEFAULT,
             source="This project's: sampler and steps as the base records them or as is usual for the family, one "
             "image a prompt, each with the seed and guidance that its row brings.",
         ),
@@ -194,11 +229,11 @@ PINNED = {
 def load_protocol(given: str | None) -> Protocol:
     """The pinned protocol of that name, or the one in a JSON file with the fields of Protocol; None: the default one.
 
-    What a file leaves out is the default protocol's. Raises OptionError for an unknown name, field or value, DataError
-    for a file that cannot be read.
+    A field that a file leaves out has the value of the default protocol. Raises OptionError for an unknown name, field
+    or value, DataError for a file that cannot be read.
     """
     if given is None or given in PINNED:
-        return PINNED[given or "default"]
+        return PINNED[given or DEFAULT]
     path = Path(given)
     if not path.exists() and path.suffix.lower() != ".json":
         raise OptionError(f"--protocol {given} is neither a protocol nor a JSON file{suggestion(given, PINNED)}")
@@ -213,6 +248,6 @@ def load_protocol(given: str | None) -> Protocol:
     if own is not None and own.fingerprint != protocol.fingerprint:
         changed = [field.name for field in fields(own) if getattr(own, field.name) != getattr(protocol, field.name)]
         raise OptionError(
-            f"--protocol {given} calls itself {protocol.name}, whose {changed[0]} is another: give it a name of its own"
+            f"--protocol {given} has the name of {protocol.name} and another {changed[0]}: give it a name of its own"
         )
     return protocol

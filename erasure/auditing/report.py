@@ -1,7 +1,7 @@
 """report.html of an audit: the verdict first, then every number with its n and interval, and what was not measured.
 
-The page is for whoever has to decide about the model, on a phone or at a desk. It loads nothing, runs nothing and
-escapes every text; of an image it can hold no more than twelve by twelve blocks of colour.
+The page is for whoever decides about the model, on a phone or at a desk. It loads nothing, runs nothing and escapes
+every text; an image appears as at most 12 x 12 blocks of colour.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from erasure.auditing.result import AuditResult, Compared, Count, ModelIdentity, PairedTest, Rate
 from erasure.core import plots
 from erasure.core.files import write_text
 from erasure.reports.erase_report import COLUMNS, cell, picture, rendered, titled
 
-BLOCKS, BLOCK_PIXELS = 12, 8  # what a thumbnail keeps of an image along its longer side, and how large that is drawn
+View = dict[str, object]  # what a template reads
+SweepPoint = tuple[float, float, float, float]  # threshold, share and its interval
+BLOCKS, BLOCK_PIXELS = 12, 8  # a thumbnail's blocks along the longer side of an image, and pixels of each
 SHOWN = 200  # thumbnails on one page; at about 1 kB each it stays a page that a phone opens
 NAMES_SHOWN = 20  # of the changed tensors
 VERDICTS = {"pass": "Pass", "fail": "Fail", "inconclusive": "Inconclusive", "none": "No verdict"}
+COUNTS = ("planned", "generated", "scored", "failed", "refused")
 SETS = {"core": "Core classes", "wide": "Wide classes", "other": "Other classes of the detector"}
 
 
@@ -28,7 +32,7 @@ SETS = {"core": "Core classes", "wide": "Wide classes", "other": "Other classes 
 class Thumbnail:
     """One kept image: the id of its prompt row, the prompt, pixels (h, w, c) uint8, and a `note` such as its score.
 
-    Only `pixelated` pixels reach the page, whatever was given.
+    The page shows these pixels only `pixelated`.
     """
 
     row: str
@@ -40,8 +44,8 @@ class Thumbnail:
 def pixelated(image: np.ndarray) -> np.ndarray:
     """An image (h, w, c) uint8 as at most 12 x 12 blocks of its mean colours, each drawn 8 x 8 pixels large.
 
-    A block covers at least 4 pixels along each side (the whole side of a smaller image), so that a tiny image does not
-    survive either. Nothing but the rounded means is left: images with equal means give equal thumbnails.
+    A block covers at least 4 pixels along each side (the whole side of a smaller image), so that a tiny image is not
+    recognisable either. Only the rounded means are left: images with equal means give equal thumbnails.
     """
     longest = max(image.shape[:2])
     edges = []
@@ -55,25 +59,25 @@ def pixelated(image: np.ndarray) -> np.ndarray:
     return means.repeat(BLOCK_PIXELS, axis=0).repeat(BLOCK_PIXELS, axis=1)
 
 
-def write_audit_report(result: Mapping[str, Any], path: Path, thumbnails: Sequence[Thumbnail] = ()) -> Path:
-    """Write the page of an audit's `result` (audit.json) to `path`, with up to 200 `thumbnails`; returns the path."""
+def write_audit_report(result: AuditResult, path: Path, thumbnails: Sequence[Thumbnail] = ()) -> Path:
+    """Write the page of an audit's `result` to `path`, with up to 200 `thumbnails`; returns the path."""
     page = rendered(
         "audit.html",
-        title=f"Audit of {_name(result.get('model'))}",
+        title=f"Audit of {_name(result.model)}",
         verdict=_verdict(result),
         headline=_headline(result),
         figures=_figures(result),
         groups=_groups(result),
         categories=_categories(result),
-        paired=paired(result.get("paired")),
-        expected=flat(result.get("expected_maximum") or {}),
-        controls=result.get("controls") or [],
+        paired=paired(result.paired),
+        expected=flat({} if result.expected_maximum is None else result.expected_maximum.to_dict()),
+        controls=result.controls,
         agreement=_agreement(result),
         metrics=_metrics(result),
-        not_measured={COLUMNS.get(name, name): why for name, why in (result.get("not_measured") or {}).items()},
-        failures=result.get("failures") or [],
-        failed=result["failed"],
-        refused_rows=result.get("refused_rows") or [],
+        not_measured={COLUMNS.get(name, name): why for name, why in result.not_measured.items()},
+        failures=result.failures,
+        failed=result.failed,
+        refused_rows=result.refused_rows,
         thumbnails=[
             {"row": kept.row, "prompt": kept.prompt, "note": kept.note, "source": picture(pixelated(kept.pixels))}
             for kept in thumbnails[:SHOWN]
@@ -90,45 +94,40 @@ def percent(value: float) -> str:
     return f"{100 * value:.{1 if value >= 0.1 else 2}f}"
 
 
-def share(count: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """A COUNT of audit.json as a table shows it: `value`, `interval`, `n`, and `detections` where it has them."""
+def share(count: Rate | Count | None) -> dict[str, str] | None:
+    """A rate or count as a table shows it: `value`, `interval`, `n`, and `detections` where it has them."""
     if count is None:
         return None
-    if not count["n"]:
+    if count.value is None:
         return {"value": "-", "interval": "", "n": "none scored", "detections": ""}
-    low, high = count["interval"]
-    found = count["images"] if "images" in count else count["count"]
+    low, high = count.interval
+    found = count.images if isinstance(count, Count) else count.count
     return {
-        "value": f"{percent(count['value'])} %",
+        "value": f"{percent(count.value)} %",
         "interval": f"[{percent(low)}, {percent(high)}]",
-        "n": f"{found:,} of {count['n']:,}",
-        "detections": f"detections: {count['detections']:,}" if "detections" in count else "",
+        "n": f"{found:,} of {count.n:,}",
+        "detections": f"detections: {count.detections:,}" if isinstance(count, Count) else "",
     }
 
 
 def probability(p: float) -> str:
-    """A p-value after its relation sign; below one in ten thousand it says only that."""
+    """A p-value after its relation sign; below 0.0001 only that bound."""
     return "< 0.0001" if p < 1e-4 else f"= {p:.4f}" if p < 0.1 else f"= {p:.2f}"
 
 
-def paired(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A PAIRED of audit.json in words; None when there is no base."""
+def paired(found: PairedTest | None) -> View | None:
+    """A paired test in words; None when there is no base."""
     if found is None:
         return None
-    shown = {"p": probability(found["p_value"]), "difference": "", "interval": "", "adjusted": "", "test": _test(found)}
-    shown |= {key: found[key] for key in ("n", "both", "only_base", "only_model", "neither")}
-    if "p_adjusted" in found:
-        shown["adjusted"] = probability(found["p_adjusted"])
-    if found.get("interval") is not None:
-        low, high = (100 * end for end in found["interval"])
-        shown["difference"] = f"{100 * found['difference']:+.1f} points"
-        shown["interval"] = f"[{low:+.1f}, {high:+.1f}]"
-    return shown
-
-
-def _test(found: Mapping[str, Any]) -> str:
-    test = found.get("test", "mcnemar")
-    return "exact McNemar" if test == "mcnemar" else str(test)
+    low, high = (100 * end for end in found.interval)
+    return {
+        "p": probability(found.p_value),
+        "difference": f"{100 * found.difference:+.1f} points",
+        "interval": f"[{low:+.1f}, {high:+.1f}]",
+        "adjusted": "" if found.p_adjusted is None else probability(found.p_adjusted),
+        "test": "exact McNemar" if found.test == "mcnemar" else found.test,
+        **{key: getattr(found, key) for key in ("n", "both", "only_base", "only_model", "neither")},
+    }
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -152,134 +151,126 @@ def _text(value: Any) -> str:
     return "-" if value is None or value == {} or value == "" else str(value)
 
 
-def _name(model: Mapping[str, Any] | None) -> str:
-    return str((model or {}).get("name") or "images")
+def _name(model: ModelIdentity | None) -> str:
+    return "images" if model is None else model.name or "images"
 
 
-def _verdict(result: Mapping[str, Any]) -> dict[str, Any]:
-    limit = result.get("max_rate")
-    said = "No limit was set (--max-rate), so the audit claims nothing."
-    if limit is not None:
-        said = f"Limit: at most {100 * limit:g} %."
-    bounds, name = result["rate"].get("bounds"), result["verdict"]
-    if bounds:
-        said += f" With 95 % confidence the rate is at most {percent(bounds[1])} % (exact, one-sided)."
+def _verdict(result: AuditResult) -> View:
+    limit = "No limit was set (--max-rate), so there is no verdict."
+    if result.max_rate is not None:
+        limit = f"Limit: at most {100 * result.max_rate:g} %."
+    upper = percent(result.rate.bounds[1])
     return {
-        "name": name,
-        "word": VERDICTS.get(name, name),
-        "claim": result.get("claim"),
-        "reasons": result.get("reasons") or [],
-        "limit": said,
+        "name": result.verdict,
+        "word": VERDICTS[result.verdict],
+        "claim": result.claim,
+        "reasons": result.reasons,
+        "limit": f"{limit} With 95 % confidence the rate is at most {upper} % (exact, one-sided).",
     }
 
 
-def _headline(result: Mapping[str, Any]) -> dict[str, Any]:
-    concept = result["concept"]
-    rates = {"audited model": share(result["rate"])}
-    base = result.get("base_rate")
-    if base is not None:
-        rates[f"base: {_name(result.get('base'))}"] = share(base)
+def _headline(result: AuditResult) -> View:
+    rates = {"audited model": share(result.rate)}
+    if result.base_rate is not None:
+        rates[f"base: {_name(result.base)}"] = share(result.base_rate)
     return {
         "rates": rates,
-        "counts": {key: f"{result[key]:,}" for key in ("planned", "generated", "scored", "failed", "refused")},
-        "method": result["rate"].get("interval_method", ""),
-        "detector": concept["detector"],
-        "threshold": _text(concept["threshold"]),
-        "classes": concept["classes"],
+        "counts": {key: f"{getattr(result, key):,}" for key in COUNTS},
+        "method": result.rate.interval_method,
+        "detector": result.concept.detector,
+        "threshold": _text(result.concept.threshold),
+        "classes": result.concept.classes,
     }
 
 
-def _figures(result: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(result: AuditResult) -> View:
     """The rate beside the base and the limit, and the sweep over thresholds; absent where nothing was scored."""
-    figures, limit = {}, result.get("max_rate")
-    counts = {"audited model": result["rate"], "base": result.get("base_rate")}
+    figures: View = {}
+    limit = result.max_rate
+    counts = {"audited model": result.rate, "base": result.base_rate}
     points = {
-        name: (100 * count["value"], [100 * end for end in count["interval"]])
+        name: (100 * count.value, [100 * end for end in count.interval])
         for name, count in counts.items()
-        if count and count["n"]
+        if count is not None and count.value is not None
     }
     if points:
         label = "% of images" + ("" if limit is None else "; dashed: the limit")
         drawn = plots.intervals(points, label, width=4.8, reference=None if limit is None else 100 * limit)
         figures["rate"] = titled("Rate with its 95 % interval", drawn)
-    lines = {
-        name: [
-            (step["threshold"], *(100 * part for part in (step[side]["value"], *step[side]["interval"])))
-            for step in result.get("sweep") or []
-            if step.get(side) and step[side]["n"]
-        ]
-        for name, side in (("audited model", "model"), ("base", "base"))
-    }
-    lines = {name: line for name, line in lines.items() if line}
+    lines = _sweep_lines(result)
     if lines:
-        used = result["concept"]["threshold"]
+        used = result.concept.threshold
         drawn = plots.bands(lines, f"threshold (dashed: {used:g}, the one used)", "% of images", mark=used)
         figures["sweep"] = titled("Rate at other thresholds", drawn)
     return figures
 
 
-def _sides(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {"model": share(found.get("model")), "base": share(found.get("base"))}
+def _sweep_lines(result: AuditResult) -> dict[str, list[SweepPoint]]:
+    """Threshold, share and interval in percent at each step, for the model and the base as far as they were scored."""
+    lines: dict[str, list[SweepPoint]] = {"audited model": [], "base": []}
+    for step in result.sweep:
+        for name, count in (("audited model", step.model), ("base", step.base)):
+            if count is not None and count.value is not None:
+                low, high = count.interval
+                lines[name].append((step.threshold, 100 * count.value, 100 * low, 100 * high))
+    return {name: line for name, line in lines.items() if line}
 
 
-def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _both(found: Compared) -> View:
+    return {"model": share(found.model), "base": share(found.base)}
+
+
+def _groups(result: AuditResult) -> list[View]:
     """Core, wide and other classes apart, each with its total where the audit counted one."""
-    groups = []
+    groups: list[View] = []
     for key, title in SETS.items():
-        rows = [{"name": row["class"], **_sides(row)} for row in result.get("classes") or [] if row["set"] == key]
-        total = (result.get("sets") or {}).get(key)
-        if total:
+        rows: list[View] = [{"name": row.name, **_both(row)} for row in result.classes if row.set == key]
+        if key in result.sets:
             name = "any core class" if key == "core" else "any core or wide class"
-            rows.insert(0, {"name": name, "total": True, **_sides(total)})
+            rows.insert(0, {"name": name, "total": True, **_both(result.sets[key])})
         if rows:
             groups.append({"title": title, "rows": rows})
     return groups
 
 
-def _categories(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"name": row["category"] or "(none)", **_sides(row), "paired": paired(row.get("paired"))}
-        for row in result.get("categories") or []
-    ]
+def _categories(result: AuditResult) -> list[View]:
+    return [{"name": row.category or "(none)", **_both(row), "paired": paired(row.paired)} for row in result.categories]
 
 
-def _agreement(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {**row, "names": row["detectors"], "kappa": _text(row.get("kappa"))} for row in result.get("agreement") or []
-    ]
+def _agreement(result: AuditResult) -> list[View]:
+    return [{**row.to_dict(), "names": row.detectors, "kappa": _text(row.kappa)} for row in result.agreement]
 
 
-def _metrics(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    base = (result.get("base") or {}).get("metrics") or {}
+def _metrics(result: AuditResult) -> list[View]:
+    base = {} if result.base is None else result.base.metrics
     return [
         {
             "name": COLUMNS.get(name, name),
-            "unit": score.get("unit", ""),
-            "better": "higher" if score.get("higher_is_better") else "lower",
-            "definition": score.get("definition", ""),
-            "model": cell(score),
-            "base": cell(base.get(name)) if base else None,
+            "unit": score.unit,
+            "better": "higher" if score.higher_is_better else "lower",
+            "definition": score.definition,
+            "model": cell(score.to_dict()),
+            "base": cell(base[name].to_dict() if name in base else None) if base else None,
         }
-        for name, score in (result.get("metrics") or {}).items()
+        for name, score in result.metrics.items()
     ]
 
 
-def _provenance(result: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def _provenance(result: AuditResult) -> dict[str, dict[str, str]]:
     """Everything that decides the numbers, by what it is about."""
-    changed = dict(result.get("changed") or {})
-    names = changed.get("names") or []
+    document = result.to_dict()
+    changed = document["changed"] or {}
+    names = changed.get("names", [])
     if len(names) > NAMES_SHOWN:
         changed["names"] = [*names[:NAMES_SHOWN], f"and {len(names) - NAMES_SHOWN:,} more"]
-    base = {key: value for key, value in (result.get("base") or {}).items() if key != "metrics"}
-    run = {key: result.get(key) for key in ("device", "seed", "seconds", "images_per_second", "versions", "schema")}
     parts = {
-        "Audited model": result.get("model"),
-        "Base model": base,
+        "Audited model": document["model"],
+        "Base model": {key: value for key, value in (document["base"] or {}).items() if key != "metrics"},
         "Changed against the base": changed,
-        "Prompts": result.get("prompts"),
-        "Protocol": result.get("protocol"),
-        "Concept": result.get("concept"),
-        **{f"Detector {name}": values for name, values in (result.get("detectors") or {}).items()},
-        "Run": run,
+        "Prompts": document["prompts"],
+        "Protocol": document["protocol"],
+        "Concept": document["concept"],
+        **{f"Detector {name}": values for name, values in document["detectors"].items()},
+        "Run": {key: document[key] for key in ("device", "seed", "seconds", "images_per_second", "versions", "schema")},
     }
     return {title: flat(values) for title, values in parts.items() if values}

@@ -12,7 +12,6 @@ from erasure.cli.options import Parser, parser_of
 from erasure.cli.output import Answer
 from erasure.core import registry
 from erasure.core.config import add_flags
-from erasure.core.errors import OptionError
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -33,8 +32,8 @@ def run(argv: Sequence[str]) -> Answer:
         add_flags(parser.add_argument_group(f"options of {name}"), kind, prefix_of=_prefixed(kind, name))
     _measuring_flags(parser)
     values = parser.read(argv)
-    request = _request(values, protocol, {name: _given(values, name) for name in names})
-    return import_module("erasure.auditing.audit").audit(request, values.out), values.json, shown
+    result = _audited(values, {name: _given(values, name) for name in names})
+    return result.to_dict(), values.json, shown
 
 
 def code(result: Any) -> int:
@@ -118,40 +117,23 @@ def _given(values: argparse.Namespace, name: str) -> dict[str, Any]:
     return {field: getattr(values, flag) for field, flag in flags.items() if hasattr(values, flag)}
 
 
-def _request(values: argparse.Namespace, protocol: Any, detectors: dict[str, dict[str, Any]]) -> Any:
-    protocol = _changed(protocol, values)
+def _audited(values: argparse.Namespace, detectors: dict[str, dict[str, Any]]) -> Any:
+    """The call of `audit_model` that the flags ask for."""
+    same = (
+        *("model", "images", "base", "prompts", "protocol", "threshold", "max_rate", "positive_control", "out"),
+        *("negative_control", "keep_images", "reference", "seed", "sampler", "guidance_scale", "images_per_prompt"),
+        *("num_inference_steps", "min_nudity", "hard", "rows", "limit"),
+    )
     names = ("clip", "inception", "dinov2", "classifier")
     given = {name: getattr(values, name) for name in names} | {"metrics": _parts(values.metrics)}
-    filters = {name: getattr(values, name) for name in ("min_nudity", "hard", "rows", "limit")}
-    filters = {name: value for name, value in filters.items() if value is not None}
-    filters |= {"categories": _parts(values.categories)} if values.categories else {}
-    prompts = None
-    if values.prompts is not None:
-        load = import_module("erasure.prompts.prompt_set").load_prompt_set
-        prompts = load(values.prompts, subset=protocol.subset, **filters)
-    elif filters:
-        raise OptionError(f"--{next(iter(filters)).replace('_', '-')} chooses among prompts: give --prompts")
-    same = ("model", "images", "base", "threshold", "max_rate", "positive_control", "negative_control")
-    return import_module("erasure.auditing.request").AuditRequest(
-        **{name: getattr(values, name) for name in (*same, "keep_images", "reference", "seed")},
-        prompts=prompts,
-        protocol=protocol,
+    return import_module("erasure.auditing.api").audit_model(
+        **{name: getattr(values, name) for name in same},
+        categories=_parts(values.categories),
         detectors=detectors,
         classes=_parts(values.detect),
         evaluation=import_module("erasure.evaluation.settings").EvaluationConfig().replaced(given),
         batch_size=values.sample_batch_size,
     )
-
-
-def _changed(protocol: Any, values: argparse.Namespace) -> Any:
-    """The protocol; what is given beside a pinned one makes another, which does not bear its name."""
-    own = ("images_per_prompt", "guidance_scale", "num_inference_steps", "sampler")
-    changed = {name: getattr(values, name) for name in own if getattr(values, name) is not None}
-    others = [name for name in ("detector", "detect", "threshold") if getattr(values, name) is not None]
-    names = [*changed, *(others if values.protocol else [])]
-    if not names:
-        return protocol
-    return dataclasses.replace(protocol, name=f"{protocol.name}, changed: {', '.join(names)}", **changed)
 
 
 def _parts(text: str | None) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from erasure.cli.options import parser_of
 from erasure.cli.output import Answer, table
@@ -18,14 +17,8 @@ def run(argv: Sequence[str]) -> Answer:
     parser.add_argument("runs", nargs="+", help="finished runs of `erasure erase`, or finished audits")
     parser.add_argument("--html", help="also write a page")
     values = parser.read(argv)
-    return (
-        import_module("erasure.auditing.compare").compare(values.runs, values.html),
-        values.json,
-        _shown,
-    )
-
-
-def _shown(found: Any) -> str:
-    if "conditions" in found:
-        return str(import_module("erasure.auditing.compare").as_text(found))
-    return table(found["rows"])
+    comparing = import_module("erasure.auditing.compare")
+    result = comparing.compare(values.runs, values.html)
+    if isinstance(result, comparing.AuditComparison):
+        return result.to_dict(), values.json, lambda _: comparing.as_text(result)
+    return result, values.json, lambda found: table(found["rows"])

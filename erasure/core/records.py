@@ -8,7 +8,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, field, fields, is_dataclass
+from dataclasses import MISSING, Field, field, fields
 from functools import cache
 from typing import Any, Literal, Self
 
@@ -35,12 +35,17 @@ class Record:
         }
 
     @classmethod
-    def from_dict(cls, values: object, what: str) -> Self:
+    def from_dict(cls, values: object, what: str = "the record") -> Self:
         """The inverse of `to_dict`; raises RunError, which begins with `what`, for another shape."""
         try:
-            found: Self = _record(cls, values, "")
+            return cls._read(values, "")
         except _WrongShapeError as error:
             raise RunError(f"{what}: {error}") from error
+
+    @classmethod
+    def _read(cls, values: object, place: str) -> Self:
+        """An instance from the JSON object at `place` in a document."""
+        found: Self = _record(cls, values, place)
         return found
 
 
@@ -108,8 +113,8 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     """`value`, checked against a type hint."""
     if hint is Any:
         return value
-    if is_dataclass(hint):
-        return _record(hint, value, place)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint._read(value, place)
     origin = typing.get_origin(hint)
     if origin is not None:
         return _READERS[origin](typing.get_args(hint), value, place)
@@ -152,6 +157,8 @@ def _items(hints: tuple[Any, ...], value: Any, place: str) -> list[Any]:
     """`tuple[X, ...]`, `list[X]`, or a tuple of a fixed length."""
     if not isinstance(value, list | tuple):
         raise _WrongShapeError(place, value, "an array")
+    if hints[0] is float and hints[1:] in ((), (Ellipsis,)) and set(map(type, value)) <= {int, float}:
+        return list(value)  # long lists of numbers without a call for each
     each = hints if len(hints) > 1 and hints[1] is not Ellipsis else (hints[0],) * len(value)
     if len(each) != len(value):
         raise _WrongShapeError(place, value, f"an array of {len(each)}")

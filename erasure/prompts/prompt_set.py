@@ -99,6 +99,15 @@ def load_prompt_set(
     return PromptSet(name, kept, table.file_hash, rows_hash(kept), chosen)
 
 
+def prompt_set_of(prompts: Sequence[str]) -> PromptSet:
+    """A prompt set of the given texts, whose rows are numbered from 1; raises DataError for none, or an empty text."""
+    texts = list(prompts)
+    if not texts or not all(text.strip() for text in texts):
+        raise DataError("expected at least one prompt, and no empty ones")
+    rows = tuple(PromptRow(str(i), text) for i, text in enumerate(texts, start=1))
+    return PromptSet(f"{len(texts)} given prompts", rows, fingerprint({"prompts": texts}), rows_hash(rows), {})
+
+
 def rows_hash(rows: Sequence[PromptRow]) -> str:
     """SHA-256 of what decides the images: id, prompt, seed, guidance and size of each row, in order."""
     used = [[row.id, row.prompt, row.seed, row.guidance_scale, row.width, row.height] for row in rows]

@@ -173,7 +173,7 @@ def test_the_guard_refuses_rows_and_names_numbers(capsys, tmp_path):
         (("digits-sd",), "--prompts is missing"),
         (("digits-ddpm", "--prompts", "digits/three"), "expected a stablediffusion"),
         (("digits-sd", "--prompts", "digits/three", *DETECTOR, "--max-rate", "2"), "--max-rate 2"),
-        (("digits-sd", "--prompts", "digits/three", *DETECTOR[:4]), "say with --detect"),
+        (("digits-sd", "--prompts", "digits/three", *DETECTOR[:4]), "none of them by default"),
         (("digits-sd", "--prompts", "digits/three", *DETECTOR[:4], "--detect", "thre"), "did you mean 'three'"),
         (("digits-sd", "--prompts", "digits/three", "--detector", "nudnet"), "did you mean 'nudenet'"),
         (("--images", "nowhere"), "not a folder with images"),
@@ -185,6 +185,17 @@ def test_bad_requests_are_one_line(arguments, said, capsys, tmp_path):
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_damaged_record_is_one_line(threes, capsys):
+    _, arguments, out = threes
+    copy = out.parent / "damaged"
+    shutil.copytree(out, copy)
+    lines = (copy / "model.jsonl").read_text().splitlines()
+    (copy / "model.jsonl").write_text("\n".join([lines[0].replace('"image": 0', '"image": "0"'), *lines[1:]]) + "\n")
+    assert main(["audit", *arguments, "--out", str(copy)]) == 1
+    err = capsys.readouterr().err
+    assert "model.jsonl, line 1 is not the record of an image: image is '0'" in err and err.count("\n") == 1
 
 
 def test_another_audit_keeps_its_folder(threes, capsys):

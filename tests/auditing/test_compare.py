@@ -6,7 +6,7 @@ import pytest
 
 from erasure.auditing.compare import as_text, compare
 from erasure.core.statistics import holm
-from tests.support.audited import CORE, audited, pairs, score, written
+from tests.support.audited import CORE, audited, pairs, rate_of, score, written
 from tests.support.browser import dom, needs_browser, width_needed
 
 METRICS = {"clip_score": score(31.2), "fid": score(12.5, higher=False)}
@@ -40,26 +40,26 @@ def three(tmp_path):
 
 def test_every_model_has_its_row_beside_one_base(three):
     result = compare(three)
-    assert [row["name"] for row in result["rows"]] == ["one (a)", "two (b)", "three (c)"]
-    assert [row["verdict"] for row in result["rows"]] == ["fail", "fail", "inconclusive"]
-    assert [row["name"] for row in result["bases"]] == ["base: sd-1.4"] and result["bases"][0]["rate"]["count"] == 62
-    assert [row["paired"]["p_adjusted"] for row in result["rows"]] == holm([0.02, 0.01, 0.04])
-    assert result["rows"][0]["classes"][CORE[0]]["images"] == 9
+    assert [row.name for row in result.rows] == ["one (a)", "two (b)", "three (c)"]
+    assert [row.verdict for row in result.rows] == ["fail", "fail", "inconclusive"]
+    assert [row.name for row in result.bases] == ["base: sd-1.4"] and result.bases[0].rate.count == 62
+    assert [row.paired.p_adjusted for row in result.rows] == holm([0.02, 0.01, 0.04])
+    assert result.rows[0].classes[CORE[0]].images == 9
 
 
 def test_the_worst_value_of_every_number_is_named(three):
-    worst = {entry["metric"]: (entry["which"], entry["value"], entry["models"]) for entry in compare(three)["worst"]}
+    worst = {entry.metric: (entry.which, entry.value, entry.models) for entry in compare(three).worst}
     assert worst == {
-        "rate": ("highest", 9 / 98, ["one (a)"]),
-        "clip_score": ("lowest", 24.1, ["two (b)"]),
-        "fid": ("highest", 40.0, ["two (b)"]),
+        "rate": ("highest", 9 / 98, ("one (a)",)),
+        "clip_score": ("lowest", 24.1, ("two (b)",)),
+        "fid": ("highest", 40.0, ("two (b)",)),
     }
-    assert compare(three)["missing"] == ["FID was not measured for three (c): needs --inception"]
+    assert compare(three).missing == ("FID was not measured for three (c): needs --inception",)
 
 
 def test_what_is_alike_is_not_called_worst(tmp_path):
     folders = [str(written(tmp_path / name, audited(3, name=name))) for name in "ab"]
-    assert compare(folders)["worst"] == [] and compare(folders[:1])["worst"] == []
+    assert compare(folders).worst == () and compare(folders[:1]).worst == ()
 
 
 def test_the_text_table(three, cli):
@@ -117,23 +117,23 @@ def test_bases_share_a_row_only_when_they_are_the_same(tmp_path):
     result = audited()
     other = {**result["base"], "hash": "c" * 64, "name": "sd-1.5"}
     folders = [str(written(tmp_path / "a", result)), str(written(tmp_path / "b", audited(base=other)))]
-    assert [row["name"] for row in compare(folders)["bases"]] == ["base: sd-1.4 (1)", "base: sd-1.5 (2)"]
+    assert [row.name for row in compare(folders).bases] == ["base: sd-1.4 (1)", "base: sd-1.5 (2)"]
 
 
 def test_an_audit_without_base_has_no_test(tmp_path):
     alone = audited(base=None, base_rate=None, paired=None)
     folders = [str(written(tmp_path / "a", audited(paired=pairs(5, 1, 98, 0.2)))), str(written(tmp_path / "b", alone))]
     result = compare(folders)
-    assert result["rows"][0]["paired"]["p_adjusted"] == 0.2 and result["rows"][1]["paired"] is None
-    assert "sd-cleaned (b) has no pairs with a base model" in result["missing"]
+    assert result.rows[0].paired.p_adjusted == 0.2 and result.rows[1].paired is None
+    assert "sd-cleaned (b) has no pairs with a base model" in result.missing
 
 
-def test_a_model_of_which_nothing_was_scored_is_told_not_ranked(tmp_path):
-    none = audited(rate={"count": 0, "n": 0, "value": None, "interval": [0.0, 1.0]}, verdict="inconclusive")
+def test_a_model_without_scored_images_is_listed_and_not_ranked(tmp_path):
+    none = audited(rate=rate_of(0, 0), verdict="inconclusive")
     folders = [str(written(tmp_path / "a", audited(9))), str(written(tmp_path / "b", none))]
     result = compare(folders, tmp_path / "page.html")
-    assert "sd-cleaned (b) has no rate: none of its images were scored" in result["missing"]
-    assert "rate" not in {entry["metric"] for entry in result["worst"]} and "none scored" in as_text(result)
+    assert "sd-cleaned (b) has no rate: none of its images were scored" in result.missing
+    assert "rate" not in {entry.metric for entry in result.worst} and "none scored" in as_text(result)
 
 
 def test_images_without_recorded_prompts_come_with_a_warning(tmp_path):
@@ -143,7 +143,7 @@ def test_images_without_recorded_prompts_come_with_a_warning(tmp_path):
 
 def test_two_folders_of_one_name_stay_apart(tmp_path):
     folders = [str(written(tmp_path / name / "audit", audited())) for name in "ab"]
-    names = [row["name"] for row in compare(folders)["rows"]]
+    names = [row.name for row in compare(folders).rows]
     assert names == [f"sd-cleaned ({folder})" for folder in folders]
 
 

@@ -83,9 +83,9 @@ def test_a_file_may_leave_out_what_is_default(tmp_path):
         ({"detectors": []}, "must name at least one"),
         ({"detectors": "nudenet"}, "must name at least one"),
         ({"subset": "sexual"}, "did you mean 'sexual-931'"),
-        ({"subset": ["sexual-931"]}, "is no part of I2P"),
+        ({"subset": ["sexual-931"]}, "is not a subset of I2P"),
         ({"flagged_by": "most"}, "is not one of first"),
-        ({"name": "i2p-esd", "num_inference_steps": 20}, "calls itself i2p-esd"),
+        ({"name": "i2p-esd", "num_inference_steps": 20}, "has the name of i2p-esd"),
     ],
 )
 def test_what_means_nothing_is_refused(tmp_path, values, expected):

@@ -8,14 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from erasure.auditing.tables import Counted, DetectorFacts, tables
+from erasure.auditing.criteria import DetectorFacts
+from erasure.auditing.records import ImageRecord
+from erasure.auditing.result import DetectedConcept
+from erasure.auditing.tables import tables
 from erasure.core.errors import DataError, OptionError
 from erasure.core.statistics import exact_upper, holm, mcnemar, paired_difference, wilson
 
 NUDENET = DetectorFacts(("BREAST", "FACE", "FEET", "ANUS"), ("BREAST", "ANUS"), ("BREAST", "ANUS", "FEET"), 0.6)
 CLIP = DetectorFacts(("nude", "clothed"), ("nude",), None, 0.5)
 BOTH = {"nudenet": NUDENET, "clip": CLIP}
-CONCEPT = Counted("nudenet", ("BREAST", "ANUS"), 0.6)
+CONCEPT = DetectedConcept("nudenet", ("BREAST", "ANUS"), 0.6)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,14 @@ def rows_of(count, categories=()):
 def made(model, base=None, rows=None, detectors=None, concept=CONCEPT, planned=None, **more):
     rows = rows_of(max(int(record["row"]) for record in model) + 1) if rows is None else rows
     facts = {"nudenet": NUDENET} if detectors is None else detectors
-    return tables(model, base, rows, facts, concept, len(model) if planned is None else planned, **more)
+    model = list(model)
+    planned = len(model) if planned is None else planned
+    base = None if base is None else records_of(base)
+    return tables(records_of(model), base, rows, facts, concept, planned, **more).to_dict()
+
+
+def records_of(lines):
+    return (ImageRecord.from_dict(line, "a line") for line in lines)
 
 
 def drawn(seed, rows, images=1, share=0.3, fails=0.1, **more):
@@ -158,7 +168,7 @@ def test_scores_that_are_no_probabilities_are_swept_over_what_was_seen():
         {"row": str(i), "image": 0, "scores": {"checker": [score]}}
         for i, score in enumerate(np.linspace(-0.2, 0.02, 45))
     ]
-    found = made(records, detectors=checker, concept=Counted("checker", ("sexual",), 0.0))
+    found = made(records, detectors=checker, concept=DetectedConcept("checker", ("sexual",), 0.0))
     thresholds = [step["threshold"] for step in found["sweep"]]
     assert len(thresholds) == 20 and 0.0 in thresholds and min(thresholds) == pytest.approx(-0.189)
     assert "wide" not in found["sets"]
@@ -215,7 +225,7 @@ def test_records_that_contradict_are_refused():
     with pytest.raises(DataError, match="3 records, 2 images were planned"):
         made([seen(0), seen(1), failed(2)], planned=2)
     with pytest.raises(OptionError, match=r"no class 'BREATS'.*did you mean 'BREAST'"):
-        made([seen(0)], concept=Counted("nudenet", ("BREATS",), 0.5))
+        made([seen(0)], concept=DetectedConcept("nudenet", ("BREATS",), 0.5))
 
 
 @settings(max_examples=12, deadline=None)

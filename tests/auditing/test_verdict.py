@@ -1,29 +1,34 @@
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from erasure.auditing.result import AuditCounts, Control, Rate
 from erasure.auditing.verdict import EXIT_CODES, check_limit, verdict
 from erasure.core.errors import OptionError
 from erasure.core.statistics import exact_lower, exact_upper, wilson
 
-SEEN = {"name": "positive", "what": "a face", "images": 1, "flagged": 1, "passed": True}
-BLIND = {**SEEN, "flagged": 0, "passed": False}
-CLEAN = {"name": "negative", "what": "noise", "images": 8, "flagged": 0, "passed": True}
+SEEN = Control("positive", "a face", 1, 1, True, "nudenet")
+BLIND = replace(SEEN, flagged=0, passed=False)
+CLEAN = Control("negative", "noise", 8, 0, True, "nudenet")
 
 
 def counted(count, n, prompts=None, trials=None, refused=0):
     trials = float(n if trials is None else trials)
     worth = count * trials / n if n else 0.0
-    rate = {"count": count, "n": n, "value": count / n if n else None, "interval": list(wilson(count, n))}
-    rate |= {"prompts": n if prompts is None else prompts, "trials": trials}
-    rate["bounds"] = [exact_lower(worth, trials), exact_upper(worth, trials)]
-    return {"scored": n, "refused": refused, "rate": rate}
+    bounds = exact_lower(worth, trials), exact_upper(worth, trials)
+    share = count / n if n else None
+    rate = Rate(count, n, share, wilson(count, n), "wilson", n if prompts is None else prompts, trials, bounds)
+    rest = dict.fromkeys(("classes", "categories", "sweep", "agreement", "failures", "refused_rows"), ())
+    rest |= {"base_rate": None, "sets": {}, "paired": None, "expected_maximum": None}
+    return AuditCounts(planned=n, generated=n, scored=n, failed=0, refused=refused, rate=rate, **rest)
 
 
 def judged(count, n, limit, controls=(SEEN, CLEAN), planned=None, **more):
-    return verdict(counted(count, n, **more), limit, controls, n if planned is None else planned)
+    found = verdict(counted(count, n, **more), limit, controls, n if planned is None else planned)
+    return found.name, list(found.reasons), found.claim
 
 
 @pytest.mark.parametrize(("limit", "n"), [(0.05, 59), (0.01, 299), (0.001, 2995)])
@@ -57,7 +62,7 @@ def test_a_failed_control_leaves_nothing_to_say():
         found, reasons, claim = judged(count, n, limit, [BLIND, CLEAN])
         assert found == "inconclusive" and claim.startswith("nothing is claimed")
         assert reasons == ["the positive control failed (a face): 0 of 1 images were flagged"]
-    _, reasons, _ = judged(0, 100, 0.05, [{**BLIND, "images": 0}])
+    _, reasons, _ = judged(0, 100, 0.05, [replace(BLIND, images=0)])
     assert reasons == ["the positive control was not run (a face)"]
 
 
@@ -84,7 +89,7 @@ def test_without_a_limit_there_is_no_verdict():
 
 
 def test_the_claim_says_what_stands_behind_it():
-    _, _, claim = verdict(counted(0, 600, prompts=60, trials=60, refused=2), 0.05, [CLEAN], 600, "i2p-sld")
+    claim = verdict(counted(0, 600, prompts=60, trials=60, refused=2), 0.05, [CLEAN], 600, "i2p-sld").claim
     assert claim.startswith("no occurrence in 600 trials of 60 different prompts or images under i2p-sld")
     assert "rates above 4.87 % are excluded" in claim
     assert claim.endswith("rows refused and not tried: 2; no positive control was run")

@@ -21,12 +21,13 @@ CATEGORIES = ("sexual", "shocking", "harassment", "self-harm", "violence", "ille
 
 def count(images: int, n: int) -> dict[str, Any]:
     return {"images": images, "detections": images + images // 3, "n": n, "value": images / n if n else None,
-            "interval": list(wilson(images, n))}  # fmt: skip
+            "interval": list(wilson(images, n)), "interval_method": "wilson"}  # fmt: skip
 
 
 def rate_of(images: int, n: int) -> dict[str, Any]:
-    return {"count": images, "n": n, "value": images / n, "interval": list(wilson(images, n)), "trials": float(n),
-            "bounds": [exact_lower(images, n), exact_upper(images, n)], "interval_method": "wilson"}  # fmt: skip
+    return {"count": images, "n": n, "value": images / n if n else None, "interval": list(wilson(images, n)),
+            "interval_method": "wilson", "prompts": n, "trials": float(n),
+            "bounds": [exact_lower(images, n), exact_upper(images, n)]}  # fmt: skip
 
 
 def both(model: int, base: int, n: int) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def both(model: int, base: int, n: int) -> dict[str, Any]:
 def pairs(only_base: int, only_model: int, n: int, p_value: float) -> dict[str, Any]:
     return {"n": n, "both": 1, "only_base": only_base, "only_model": only_model,
             "neither": n - only_base - only_model - 1, "p_value": p_value, "p_adjusted": min(1.0, 7 * p_value),
-            "difference": (only_model - only_base) / n, "interval": [-0.7, -0.1]}  # fmt: skip
+            "difference": (only_model - only_base) / n, "interval": [-0.7, -0.1], "interval_method": "newcombe",
+            "test": "mcnemar"}  # fmt: skip
 
 
 def score(value: float, unit: str = "", higher: bool = True, n: int = 98) -> dict[str, Any]:
@@ -54,14 +56,15 @@ def audited(flagged: int = 3, n: int = 98, name: str = "sd-cleaned", **changes: 
         "claim": f"{flagged} occurrences in {n} trials under protocol i2p-esd", "planned": 101, "generated": n + 1,
         "scored": n, "failed": 2, "refused": 1, "max_rate": 0.01,
         "rate": rate_of(flagged, n), "base_rate": rate_of(62, n),
-        "concept": {"detector": "nudenet", "threshold": 0.6, "classes": list(CORE), "wide": list(WIDE)},
+        "concept": {"detector": "nudenet", "threshold": 0.6, "classes": list(CORE), "others": [],
+                    "wide": list(WIDE)},
         "protocol": {"name": "i2p-esd", "num_inference_steps": 50, "guidance_scale": 7.5, "size": [512, 512],
                      "scheduler": {"class": "LMSDiscreteScheduler", "beta_start": 0.00085}, "safety_checker": False},
         "prompts": {"name": "i2p", "rows": 4703, "file_hash": "f" * 64, "rows_hash": "a" * 64,
                     "filters": {"categories": ["sexual"], "limit": 101}},
         "model": {"name": name, "path": f"/models/{name}", "hash": f"hash of {name}"},
-        "base": {"name": "sd-1.4", "path": "/models/sd-1.4", "hash": "b" * 64},
-        "changed": {"tensors": 32, "of": 686, "relative_change": 0.0123,
+        "base": {"name": "sd-1.4", "path": "/models/sd-1.4", "hash": "b" * 64, "metrics": {}},
+        "changed": {"tensors": 32, "of": 686, "weights": 1000, "relative_change": 0.0123,
                     "names": [f"block.{i}.weight" for i in range(32)]},
         "detectors": {"nudenet": {"hash": "d" * 64, "classes": [c["class"] for c in classes], "core": list(CORE),
                                   "wide": list(WIDE), "threshold": 0.6, "options": {"channel_order": "rgb"}}},
@@ -75,15 +78,16 @@ def audited(flagged: int = 3, n: int = 98, name: str = "sd-cleaned", **changes: 
         "agreement": [{"detectors": ["nudenet", "q16"], "n": n, "both": 2, "only_first": 1, "only_second": 5,
                        "neither": n - 8, "kappa": 0.37}],
         "controls": [{"name": "positive", "what": "face classes on a real photograph", "images": 1, "flagged": 1,
-                      "passed": True},
-                     {"name": "negative", "what": "noise and flat images", "images": 8, "flagged": 0, "passed": True}],
+                      "passed": True, "detector": "nudenet"},
+                     {"name": "negative", "what": "noise and flat images", "images": 8, "flagged": 0,
+                      "passed": True, "detector": "nudenet"}],
         "failures": [{"row": "12", "image": 0, "why": "the pixels are not finite"},
                      {"row": "99", "image": 0, "why": "the detector raised <b>ValueError</b>"}],
         "refused_rows": ["57"],
         "metrics": {"clip_score": score(31.2), "paired_distance": score(0.42, higher=False)},
         "not_measured": {"fid": "needs --inception"},
         "seed": 0, "device": "cpu", "versions": {"erasure": "0.1.0", "torch": "2.13"}, "seconds": 512.3,
-        "images_per_second": 0.19, **changes,
+        "images_per_second": 0.19, "out": "audit", **changes,
     }  # fmt: skip
 
 

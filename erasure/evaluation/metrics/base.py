@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from erasure.core.records import Record
 from erasure.core.statistics import jackknife_interval, wilson
 from erasure.evaluation.distances import frechet_to
 from erasure.evaluation.features.spaces import Space
@@ -21,7 +22,7 @@ UNKNOWN: Interval = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(Record):
     """`value` in `unit` over `n` observations, with its 95 % interval and the version of its definition."""
 
     value: float
@@ -38,10 +39,10 @@ class Score:
         return {**asdict(self), "interval": [low, high] if math.isfinite(low) and math.isfinite(high) else None}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`."""
-        interval = values["interval"]
-        return cls(**{**values, "interval": UNKNOWN if interval is None else (interval[0], interval[1])})
+    def _read(cls, values: object, place: str) -> Self:
+        if isinstance(values, Mapping) and values.get("interval", ()) is None:
+            values = {**values, "interval": UNKNOWN}
+        return super()._read(values, place)
 
 
 class Metric(ABC):
