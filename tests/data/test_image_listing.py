@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erasure.auditing.scoring import Read
+from erasure.auditing.image_sources import FolderImages
 from erasure.data import load_dataset
 from erasure.data.images import find_images, image_paths
 from erasure.erasing.targets.generated_images import _from_folder, text_task
@@ -81,7 +81,7 @@ def test_training_images_and_audits_read_the_same_files(folder, caplog):
     with caplog.at_level("INFO", logger="erasure"):
         names = [path.relative_to(folder).as_posix() for path in image_paths(folder)]
         assert names == sorted(IMAGES)
-        assert [trial.row for trial in Read(folder).trials] == names
+        assert [planned.row for planned in FolderImages(folder).planned] == names
         concept = Concept("cat", (Prompt("a cat", "a dog"),), (Prompt("a dog"),))
         images = _from_folder(folder, concept.forget, text_task(concept), 8, "--forget-images")
     assert len(images) == len(IMAGES) and images.images.max() == 3
