@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
 from erasure.cli.options import VERBS
+from erasure.cli.output import paint
 from erasure.core.distributed import is_main
 from erasure.core.errors import ErasureError, OutputError, suggestion
-from erasure.core.logging import show
+from erasure.core.logging import Level, log_debug, shown
+from erasure.core.option_names import options_as_flags
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells report a program that wrote to a closed pipe
 OUT_OF_MEMORY = (
@@ -38,17 +42,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        try:
-            return _command(arguments)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+        with options_as_flags(), shown(_level(arguments), paint("warning: ", "yellow", sys.stderr)):
+            try:
+                return _command(arguments)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
     except BrokenPipeError:  # whoever reads the output has enough of it, such as `head`
         _discard_output()
         return CLOSED_PIPE
     except KeyboardInterrupt:
-        print("erasure: interrupted; the same command continues where it can", file=sys.stderr)
+        _complain("interrupted; the same command continues where it can")
         return 130
+
+
+def _level(arguments: Sequence[str]) -> Level:
+    """How much to tell; read before the verb reads its options, so that it also holds for errors in them."""
+    return "verbose" if "--verbose" in arguments else "quiet" if "--quiet" in arguments else "normal"
 
 
 def _command(arguments: list[str]) -> int:
@@ -61,28 +71,38 @@ def _command(arguments: list[str]) -> int:
         print(version("erasure"))
         return 0
     if arguments[0] not in VERBS:
-        print(f"erasure: unknown verb {arguments[0]!r}{suggestion(arguments[0], VERBS)}", file=sys.stderr)
+        _complain(f"unknown verb {arguments[0]!r}{suggestion(arguments[0], VERBS)}")
         return 2
     try:
         return _run(arguments[0], arguments[1:])
     except ErasureError as error:
-        print(f"erasure: {error}", file=sys.stderr)
+        if "--verbose" in arguments:
+            traceback.print_exc()
+        _complain(str(error))
         return 1
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        print(f"erasure: {OUT_OF_MEMORY}", file=sys.stderr)
+        _complain(OUT_OF_MEMORY)
         return 1
 
 
 def _run(verb: str, argv: Sequence[str]) -> int:
-    _quiet()
-    show()
+    if "--verbose" not in argv:
+        _silence_libraries()
+    start = time.monotonic()
     command = import_module(f"erasure.cli.{verb}")
-    result, as_json, shown = command.run(argv)
+    result, as_json, text_of = command.run(argv)
+    log_debug(f"{verb} took {time.monotonic() - start:.1f} s")
+    if hasattr(result, "to_dict"):
+        result = result.to_dict()
     if is_main():
-        _show(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else shown(result))
+        _show(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else text_of(result))
     return int(command.code(result)) if hasattr(command, "code") else 0
+
+
+def _complain(text: str) -> None:
+    print(f"{paint('erasure:', 'red', sys.stderr)} {text}", file=sys.stderr)
 
 
 def _show(text: str) -> None:
@@ -106,8 +126,8 @@ def _discard_output() -> None:
             os.close(nowhere)
 
 
-def _quiet() -> None:
-    """Keep the libraries' advice and bars off stderr, which is for the user's own business."""
+def _silence_libraries() -> None:
+    """Keep the libraries' advice and bars off stderr, which is for what concerns the user."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

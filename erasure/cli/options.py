@@ -59,6 +59,9 @@ def parser_of(verb: str, *examples: str) -> Parser:
     """The parser of a verb that prints a result; its help ends with `examples`."""
     parser = Parser(verb, examples)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("--quiet", action="store_true", help="show no notes and no progress, only warnings and errors")
+    level.add_argument("--verbose", action="store_true", help="also show details, and the traceback of an error")
     return parser
 
 

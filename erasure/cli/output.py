@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
+COLOURS = {"red": 31, "green": 32, "yellow": 33}
 Answer = tuple[Any, bool, Callable[[Any], str]]  # the result, whether as JSON, and how to show it otherwise
+
+
+def paint(text: str, colour: str, stream: TextIO | None) -> str:
+    """`text` in a colour of COLOURS, or as it is unless `stream` is a terminal and NO_COLOR is unset."""
+    plain = stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
+    return text if plain else f"\033[{COLOURS[colour]}m{text}\033[0m"
 
 
 def table(rows: Sequence[Any]) -> str:

@@ -72,7 +72,8 @@ def build(kind: Any, owner: str, *layers: Mapping[str, Any]) -> Any:
             merged[key] = value
     missing = [field.name for field in dataclasses.fields(kind) if _is_required(field) and field.name not in merged]
     if missing:
-        raise OptionError(f"{owner} needs {as_flags(dict.fromkeys(missing, 'VALUE'))}: there is no default")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise OptionError(f"{owner} needs a value for {flags}: there is no default")
     return kind(**merged)
 
 

@@ -101,7 +101,7 @@ def _no_launcher() -> Iterator[None]:
     missing = ", ".join(name for name in RENDEZVOUS if not left.get(name))
     if missing and left.get("WORLD_SIZE", "1") != "1":
         _warn(
-            f"warning: WORLD_SIZE is {left['WORLD_SIZE']}, but these are not set: {missing}; this is run as a single "
+            f"WORLD_SIZE is {left['WORLD_SIZE']}, but these are not set: {missing}; this is run as a single "
             "process (`accelerate launch -m erasure` starts several)"
         )
 

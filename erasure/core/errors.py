@@ -19,9 +19,22 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from erasure.core.option_names import worded
+
 
 class ErasureError(Exception):
-    """Root of the tree: what was given, what was expected, what to do."""
+    """Root of the tree: what was given, what was expected, what to do.
+
+    Messages are written with flags; `str` names options as arguments in Python and as flags on the command line.
+    """
+
+    @property
+    def message(self) -> str:
+        """The message as it was written."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return worded(self.message)
 
 
 class OptionError(ErasureError):

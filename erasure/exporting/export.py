@@ -106,8 +106,8 @@ def _original(folder: Path, settings: Mapping[str, Any], base: str | None, model
         return original(place, model) or Original.of(load_model(place)), place
     except ModelError as error:
         if base:
-            raise ModelError(str(error).replace("--model", "--base", 1)) from error
-        why = str(error).removeprefix("--model ").partition(" (did you")[0]
+            raise ModelError(error.message.replace("--model", "--base", 1)) from error
+        why = error.message.removeprefix("--model ").partition(" (did you")[0]
         raise ModelError(f"{folder} was made from another model: {why}: say with --base where it is now") from error
 
 

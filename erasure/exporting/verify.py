@@ -108,7 +108,7 @@ def _base(given: str) -> tuple[Model, str]:
     try:
         return load_model(given), resolve(given)
     except ModelError as error:
-        raise ModelError(str(error).replace("--model", "--base", 1)) from error
+        raise ModelError(error.message.replace("--model", "--base", 1)) from error
 
 
 def _sides(found: _Found, model: Model, place: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:

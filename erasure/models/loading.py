@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from erasure.core import registry
 from erasure.core.errors import ModelError, RunError, suggestion
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 from erasure.core.run_dir import read_record
 from erasure.core.shipped import shipped
 from erasure.models.base import Model
@@ -104,13 +104,13 @@ def _warn_unfinished(folder: Path) -> None:
         what = f"the weights {f'after {steps} steps' if steps else 'so far'}, because its command was never finished"
     else:
         return
-    _tell_once(f"warning: {folder.parent} is no finished run: it holds {what}")
+    _warn_once(f"{folder.parent} is no finished run: it holds {what}")
 
 
 @cache
-def _tell_once(line: str) -> None:
+def _warn_once(line: str) -> None:
     """A command may load its model several times."""
-    log_user(line)
+    log_warning(line)
 
 
 def load_family(given: str | Path, family: type[M]) -> M:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 
 WINDOW = 77  # CLIP's, for tokenizers that do not record theirs
 
@@ -55,9 +55,8 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], window: int | None = None)
         if len(whole) > window and prompt not in _told:
             _told.add(prompt)
             lost = tokenizer.decode(whole[window - 1 : -1], skip_special_tokens=True)
-            log_user(
-                f"warning: the prompt {prompt!r} is longer than the text encoder's {window} tokens; "
-                f"it is cut before {lost!r}"
+            log_warning(
+                f"the prompt {prompt!r} is longer than the text encoder's {window} tokens; it is cut before {lost!r}"
             )
     found = tokenizer(list(prompts), padding="max_length", max_length=window, truncation=True, return_tensors="pt")
     return found.input_ids

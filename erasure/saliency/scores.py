@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from erasure.core.distributed import is_main
 from erasure.core.errors import DivergedError, OptionError
+from erasure.core.logging import progress
 from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
 from erasure.formats.unfinished import keep, restored
@@ -78,9 +78,7 @@ def saliency_scores(
     scores = {name: score.to(model.device) for name, score in scores.items()}
     batches = math.ceil(len(forget) / settings.saliency_batch_size)
     with _prepared(network, scores, settings) as fold, recomputed_activations(network, None, low_memory):
-        for index in tqdm(
-            range(start, batches), initial=start, total=batches, desc="saliency", disable=None, leave=False
-        ):
+        for index in progress(range(start, batches), initial=start, total=batches, desc="saliency"):
             if partial is not None and index > start and index % checkpoint_every == 0 and is_main():
                 keep(partial, scores, index, fingerprint)
             _backward(model, forget, settings, index, seed, low_memory)

@@ -16,11 +16,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from erasure.core.distributed import world
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.logging import log_user
+from erasure.core.logging import log_user, progress
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data.images import read_image, to_uint8, write_png
@@ -108,7 +107,7 @@ def draw_items(
     state = world()
     size = settings.sample_batch_size or max(1, min(128, DRAWN_AT_ONCE // math.prod(model.sample_shape)))
     batches = [items[i : i + size] for i in range(0, len(items), size)]
-    for batch in tqdm(batches[state.process_index :: state.num_processes], desc=description, disable=None, leave=False):
+    for batch in progress(batches[state.process_index :: state.num_processes], desc=description):
         missing = {item for item in batch if not item.path.is_file()}
         if not missing:
             continue

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from erasure.core.distributed import is_main
 from erasure.core.errors import ModelError
+from erasure.core.logging import progress
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset
 from erasure.data.images import to_float
@@ -37,7 +37,7 @@ class Latents(Dataset):
         """Every image of `dataset` encoded by the model's autoencoder; with `kept`, in files made once."""
         parts = [
             _part(model, dataset.images[i : i + KEPT_TOGETHER], kept / f"{i:06d}.safetensors" if kept else None)
-            for i in tqdm(range(0, len(dataset), KEPT_TOGETHER), desc="encode", disable=None, leave=False)
+            for i in progress(range(0, len(dataset), KEPT_TOGETHER), desc="encode")
         ]
         empty = np.empty((len(dataset), 0, 0, 0), np.uint8)
         return cls(dataset.name, dataset.split, empty, dataset.labels, dataset.class_names, moments=torch.cat(parts))

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from erasure.core.distributed import num_processes, world
 from erasure.core.errors import DivergedError, OptionError
+from erasure.core.logging import progress
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, read_log
 from erasure.saliency.mask import Mask
@@ -184,9 +184,7 @@ class _Loop:
 
     def steps(self, description: str) -> Iterator[int]:
         """The steps that are left, with a bar on a terminal."""
-        bar = tqdm(
-            total=self.settings.steps, initial=self.start, desc=description, unit="step", disable=None, leave=False
-        )
+        bar = progress(total=self.settings.steps, initial=self.start, desc=description, unit="step")
         with bar:
             for index in range(self.start, self.settings.steps):
                 yield index

@@ -72,7 +72,7 @@ def test_every_metric_is_that_of_the_whole_arrays(sides, clip_folder, dinov2_fol
     found = measured(outputs, ()).to_dict()
     metrics = found["metrics"]
     assert set(metrics) == {"clip_score", "cmmd", "fd_dinov2", "fd_classifier", "paired_distance"}
-    assert set(found["not_measured"]) == {"fid", "kid"} and "--inception" in found["not_measured"]["fid"]
+    assert set(found["not_measured"]) == {"fid", "kid"} and "`inception`" in found["not_measured"]["fid"]
     assert found["ua"] is None and found["classifier_hash"] == open_labeler(resnet_folder, ()).hash
     assert metrics["clip_score"]["value"] == pytest.approx(clip_scores(load_clip(clip), own, PROMPTS).mean(), abs=1e-3)
     embedded = [unit(clip_image_features(load_clip(clip), images)) for images in (own, base)]
@@ -117,17 +117,17 @@ def test_what_is_not_there_is_said(sides, clip_folder):
     reasons = measured(audited(paths, PROMPTS, others), ()).not_measured
     assert set(reasons) == set(AuditOutputs.default_metrics)
     for name, reason in {
-        **{"clip_score": "give --clip", "cmmd": "give --clip", "fd_dinov2": "give --dinov2"},
-        **{"fd_classifier": "give --classifier", "paired_distance": "give --base", "kid": "--inception"},
+        **{"clip_score": "give `clip`", "cmmd": "give `clip`", "fd_dinov2": "give `dinov2`"},
+        **{"fd_classifier": "give `classifier`", "paired_distance": "give `base`", "kid": "`inception`"},
     }.items():
         assert reason in reasons[name]
     clip = str(clip_folder)
     for outputs, name, reason in (
-        (audited(paths, PROMPTS, clip=clip), "cmmd", "give --base or --reference"),
+        (audited(paths, PROMPTS, clip=clip), "cmmd", "give `base` or `reference`"),
         (audited(paths[:1], PROMPTS[:1], others, clip=clip), "cmmd", "two images on each side, got 1 and 7"),
         (audited((), (), (), clip=clip), "clip_score", "no images"),
         (audited((), (), (), paired=True, clip=clip), "paired_distance", "no images"),
-        (audited(paths, PROMPTS, others, paired=True), "paired_distance", "--classifier, --clip or --dinov2"),
+        (audited(paths, PROMPTS, others, paired=True), "paired_distance", "`classifier`, `clip` or `dinov2`"),
         *((audited(paths, PROMPTS), name, "no class") for name in ("ua", "ra", "forget_share")),
         *((audited(paths, PROMPTS), name, "text-to-image") for name in ("ira", "cra", "composition")),
     ):
@@ -171,5 +171,5 @@ def test_samples_of_classes_are_measured_in_the_same_spaces(ddpm, digits, task, 
     found = score("fd_dinov2", outputs)
     assert found.value == pytest.approx(0, abs=1e-4) and found.n == len(retained.images) == found.details["n_real"]
     assert score("cmmd", outputs).value <= 1e-6
-    with pytest.raises(NotApplicableError, match="give --dinov2"):
+    with pytest.raises(NotApplicableError, match="give `dinov2`"):
         score("fd_dinov2", GeneratorOutputs(ddpm, task, digits, tmp_path, EvaluationConfig()))

@@ -107,9 +107,9 @@ def test_exit_codes():
 
 @pytest.mark.parametrize("limit", [0, 1, 5, -0.01, math.nan])
 def test_a_limit_that_is_no_share_is_refused(limit):
-    with pytest.raises(OptionError, match="--max-rate"):
+    with pytest.raises(OptionError, match="`max_rate`"):
         check_limit(limit)
-    with pytest.raises(OptionError, match="--max-rate"):
+    with pytest.raises(OptionError, match="`max_rate`"):
         judged(0, 100, limit)
 
 

@@ -31,7 +31,7 @@ FAULTS = {
     "not a method": ("class MyMethod: pass", "MyMethod", "must be a subclass of erasure.methods.base.Method"),
     "no loss": (SOURCE.split("    def loss")[0], "MyMethod", "does not define loss"),
     "no dataclass": (SOURCE.replace("@dataclass(frozen=True, kw_only=True)\n", ""), "MyMethod", "must be a dataclass"),
-    "missing argument": (SOURCE.replace("= 1.0", ""), "MyMethod", "needs --beta"),
+    "missing argument": (SOURCE.replace("= 1.0", ""), "MyMethod", "needs a value for --beta"),
     "an option that is taken": (SOURCE.replace("beta:", "out:"), "MyMethod", "MyMethod.out: --out"),
 }
 SMALL = ("--steps", 2, "--batch-size", 4, "--num-images", 2, "--num-inference-steps", 2)

@@ -44,7 +44,7 @@ def test_an_unknown_name_brings_the_nearest():
 
 
 def test_a_field_without_a_value_is_named():
-    with pytest.raises(OptionError, match="x needs --strength"):
+    with pytest.raises(OptionError, match="x needs a value for `strength`"):
         build(Needy, "x", {"rate": 0.1})
     assert build(Needy, "x", {"strength": 2.0}).strength == 2.0
 
@@ -52,7 +52,7 @@ def test_a_field_without_a_value_is_named():
 def test_a_field_whose_flag_is_taken_is_named():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rate")
-    with pytest.raises(OptionError, match=r"Options\.rate: --rate"):
+    with pytest.raises(OptionError, match=r"Options\.rate: `rate`"):
         add_flags(parser, Options)
 
 

@@ -74,7 +74,7 @@ def test_a_broken_image_is_named(tmp_path):
 
 def test_images_of_two_sizes_are_named(tmp_path):
     source = _write("folder", tmp_path, _tree() | {"b/wide.png": _png(1, 6)})
-    with pytest.raises(DataError, match=r"b/wide.png is 6 x 6.*--image-size"):
+    with pytest.raises(DataError, match=r"b/wide.png is 6 x 6.*`image_size`"):
         load_dataset(str(source))
 
 
@@ -128,7 +128,7 @@ def test_the_pickled_version_is_not_opened(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"x")
     with pytest.raises(DataError, match="pickled Python version"):
         load_dataset("cifar10", "train", tmp_path)
-    with pytest.raises(DataError, match="needs --data-dir"):
+    with pytest.raises(DataError, match="needs `data_dir`"):
         Cifar10().load("train")
 
 

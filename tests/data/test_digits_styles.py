@@ -52,7 +52,7 @@ def test_it_is_the_same_every_time_and_splits_share_no_picture(held_out):
     train = load_dataset("digits_styles")
     own = {image.tobytes() for image in held_out.images}
     assert not own & {image.tobytes() for image in train.images}
-    with pytest.raises(DataError, match="no --data-dir"):
+    with pytest.raises(DataError, match="no `data_dir`"):
         load_dataset("digits_styles", data_dir="..")
-    with pytest.raises(DataError, match="takes no --image-size"):
+    with pytest.raises(DataError, match="takes no `image_size`"):
         load_dataset("digits_styles", image_size=16)

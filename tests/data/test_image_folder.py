@@ -196,11 +196,11 @@ def test_a_tiny_imagenet_with_images_missing_is_refused(tmp_path, tiny):
 
 @pytest.mark.parametrize("name", ["cifar100", "svhn", "tiny_imagenet"])
 def test_what_is_missing_is_said(tmp_path, name):
-    with pytest.raises(DataError, match="needs --data-dir with the files: expected"):
+    with pytest.raises(DataError, match="needs `data_dir` with the files: expected"):
         load_dataset(name)
     with pytest.raises(DataError, match="expected"):
         load_dataset(name, data_dir=tmp_path)
-    with pytest.raises(DataError, match="takes no --image-size"):
+    with pytest.raises(DataError, match="takes no `image_size`"):
         load_dataset(name, data_dir=tmp_path, image_size=16)
 
 

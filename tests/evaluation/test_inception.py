@@ -48,7 +48,7 @@ def test_weights_load_from_safetensors_and_pth(network, tmp_path, monkeypatch):
     for name in ("i.safetensors", "i.pth"):
         assert inception_features(load_inception(str(tmp_path / name)), image) == pytest.approx(expected)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    with pytest.raises(NotApplicableError, match="--inception"):
+    with pytest.raises(NotApplicableError, match="`inception`"):
         load_inception(None)
 
 

@@ -180,10 +180,10 @@ def test_an_unconditional_model_has_a_forget_share(classifier, task, digits, tmp
 
 
 def test_reasons_why_something_cannot_be_measured(ddpm, classifier, digits, task, tmp_path):
-    with pytest.raises(NotApplicableError, match="give --classifier"):
+    with pytest.raises(NotApplicableError, match="give `classifier`"):
         measure("ra", GeneratorOutputs(ddpm, task, digits, tmp_path, QUICK))
     nothing = GeneratorOutputs(ddpm, Task(digits.class_names, ()), digits, tmp_path, QUICK, classifier=classifier)
-    with pytest.raises(NotApplicableError, match="--forget"):
+    with pytest.raises(NotApplicableError, match="`forget`"):
         measure("ua", nothing)
     with pytest.raises(NotApplicableError, match="measured by ua"):
         measure("forget_share", GeneratorOutputs(ddpm, task, digits, tmp_path, QUICK, classifier=classifier))

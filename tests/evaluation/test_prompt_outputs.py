@@ -152,9 +152,9 @@ def test_without_a_judge_every_metric_says_why(tmp_path):
     assert found.metrics == {} and found.ua is None
     assert (
         set(found.not_measured) == set(PromptOutputs.default_metrics)
-        and "give --classifier" in found.not_measured["ira"]
+        and "give `classifier`" in found.not_measured["ira"]
     )
-    with pytest.raises(NotApplicableError, match="--clip"):
+    with pytest.raises(NotApplicableError, match="`clip`"):
         measured(outputs(CONCEPT, SEEN, tmp_path), ("clip_score",))
 
 

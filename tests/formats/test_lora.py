@@ -57,7 +57,7 @@ def test_the_report_says_what_is_missing_and_what_was_left_out():
     assert report["relative_error"] == pytest.approx((9 / 41) ** 0.5)
     assert report["left_out"] == {"tensors": 2, "weights": 5, "share_of_change": pytest.approx((8 / 49) ** 0.5)}
     for rank in (0, 5):
-        with pytest.raises(OptionError, match=f"--rank {rank} is outside 1 to 4"):
+        with pytest.raises(OptionError, match=f"`rank` {rank} is outside 1 to 4"):
             decomposed(before, after, rank, torch.float32, CPU)
     with pytest.raises(NotApplicableError, match="nothing for a LoRA"):
         decomposed(before, {**before, "a.bias": torch.ones(4)}, 1, torch.float32, CPU)

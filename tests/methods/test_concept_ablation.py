@@ -121,11 +121,11 @@ def test_what_is_refused():
     for kind in ("ddpm-unconditional", "classifier"):
         with pytest.raises(NotApplicableError, match="cannot be asked for an anchor"):
             method().check_model(tiny(kind))
-    with pytest.raises(NotApplicableError, match="--no-keys-and-values"):
+    with pytest.raises(NotApplicableError, match="`keys_and_values=False`"):
         method(keys_and_values=True).check_model(tiny("ddpm"))
     with pytest.raises(OptionError, match="needs anchors"):
         method(relabel="anchor").check(about("ddpm")[1])
     with pytest.raises(OptionError, match="not single samples"):
         method().check(Task(("a", "b"), (), samples=True))
-    with pytest.raises(OptionError, match="--num-anchor-images"):
+    with pytest.raises(OptionError, match="`num_anchor_images`"):
         method(num_anchor_images=0).check(CATS)

@@ -149,16 +149,16 @@ def test_what_is_refused(name):
     for kind, words in (("ddpm-unconditional", "has no null class"), ("classifier", "needs a diffusion model")):
         with pytest.raises(NotApplicableError, match=words):
             method(name).check_model(tiny(kind))
-    with pytest.raises(OptionError, match="--sampling-steps 2000 is more than 1000"):
+    with pytest.raises(OptionError, match="`sampling_steps` 2000 is more than 1000"):
         method(name, sampling_steps=2000).check_model(tiny("sd1"))
     for wrong in ({"epochs": 1.0}, {"sampling_steps": 0}, {"negative_guidance": -1.0}):
-        with pytest.raises(OptionError, match="--"):
+        with pytest.raises(OptionError, match="`"):
             method(name, **wrong).check(CATS)
     with pytest.raises(OptionError, match="not single samples"):
         method(name).check(Task(("a", "b"), (), samples=True))
-    with pytest.raises(NotApplicableError, match="--weights attn2"):
+    with pytest.raises(NotApplicableError, match="`weights` attn2"):
         method(name, weights="attn2").check_model(tiny("ddpm"))
-    with pytest.raises(NotApplicableError, match="--weights attn2"):
+    with pytest.raises(NotApplicableError, match="`weights` attn2"):
         method(name, weights="attn2").check_model(flow("sd3"))
 
 

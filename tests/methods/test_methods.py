@@ -223,9 +223,9 @@ def test_the_other_label():
     assert other_labels("a", torch.tensor([1, 2]), task, generator).tolist() == [0, 0]
     with pytest.raises(OptionError):
         other_labels("z", labels, task, generator)
-    with pytest.raises(OptionError, match="--relabel b is itself to be forgotten"):
+    with pytest.raises(OptionError, match="`relabel` b is itself to be forgotten"):
         other_labels("b", labels, task, generator)
-    with pytest.raises(OptionError, match="--substitute d is itself forgotten"):  # an earlier run took it away
+    with pytest.raises(OptionError, match="`substitute` d is itself forgotten"):  # an earlier run took it away
         other_labels("d", labels, Task(tuple("abcd"), (1, 2), (3,)), generator, "--substitute")
 
 

@@ -207,7 +207,7 @@ def test_the_longest_step_that_the_retain_loss_allows():
     assert length("1,0.5,1000", 0.1) == 1
     assert length("500,1000", 0.0) == 500
     for bad in ("", "a", "0", "1,-2", "inf"):
-        with pytest.raises(OptionError, match="--step-length"):
+        with pytest.raises(OptionError, match="`step_length`"):
             method("influence", step_length=bad).check(Task(("a", "b"), (0,)))
 
 
@@ -219,7 +219,7 @@ def test_a_curvature_that_is_not_positive_ends_the_solve():
         outcome = negative.erase(model, job())
         assert len(outcome.records) < 50 and model.hash != before
     except DivergedError as error:
-        assert "--damping" in str(error) and error.step == 0 and model.hash == before
+        assert "`damping`" in str(error) and error.step == 0 and model.hash == before
 
 
 def test_the_l1_penalty_fades_by_epochs():
@@ -285,7 +285,7 @@ def test_boundary_shrink_skips_samples_without_a_nearer_class():
         model.network.classifier.bias.copy_(100.0 * torch.nn.functional.one_hot(torch.tensor(3), 10))
     losses = method("boundary_shrink").loss(model, model.frozen(), given.task, draws(given.forget, given.retain))
     assert losses["wrong"].item() == 0 and losses["loss"].item() == 0
-    with pytest.raises(OptionError, match="--share-teacher"):
+    with pytest.raises(OptionError, match="`share_teacher`"):
         method("boundary_shrink", share_teacher=True).check(given.task)
 
 

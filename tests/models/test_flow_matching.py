@@ -188,9 +188,9 @@ def test_a_concept_is_erased_exported_and_verified(kind, cli, tmp_path):
 def test_what_flows_do_not_have_is_refused(kind):
     model, task = tiny(kind), Task(PROMPTS, (0,), anchors=(2,), title="cat")
     label = torch.tensor([0])
-    with pytest.raises(NotApplicableError, match=r"--eta 0\.5"):
+    with pytest.raises(NotApplicableError, match=r"`eta` 0\.5"):
         model.generate(label, [1], num_inference_steps=2, eta=0.5)
-    with pytest.raises(NotApplicableError, match="--sampler ddim"):
+    with pytest.raises(NotApplicableError, match="`sampler` ddim"):
         model.generate(label, [1], num_inference_steps=2, sampler="ddim")
     with pytest.raises(OptionError, match="multiples of 8"):
         model.generate(label, [1], num_inference_steps=2, size=(36, 32))

@@ -164,7 +164,7 @@ def test_what_cannot_be_steered_is_refused(name):
         method.check_model(load_model(tiny_flow.folder("flux")))
     with pytest.raises(NotApplicableError, match="steered already"):
         method.check_model(erased("sld", tiny("sd1")))
-    with pytest.raises(NotApplicableError, match="--text is for text-to-image"):
+    with pytest.raises(NotApplicableError, match="`text` is for text-to-image"):
         type(method)(text="three").check_model(tiny("ddpm"))
     with pytest.raises(OptionError, match="single samples"):
         method.check(Task(PROMPTS, (), samples=True))
@@ -179,7 +179,7 @@ def test_bad_numbers_and_no_guidance_are_refused():
     for bad in ({"scale": 0.0}, {"momentum": 1.0}, {"decay": -0.1}, {"warmup": -1}, {"threshold": float("nan")}):
         with pytest.raises(OptionError):
             sld(**bad).check(CATS)
-    with pytest.raises(NotApplicableError, match=r"guidance scale 1.*--method sld"):
+    with pytest.raises(NotApplicableError, match=r"guidance scale 1.*`method` sld"):
         registry.load("methods", "negative_prompt")().check_model(tiny("ddpm"))
     sld().check_model(tiny("ddpm"))
 

@@ -179,7 +179,7 @@ def test_a_prompt_that_one_file_describes_is_described_in_the_join():
 def test_one_concept_joined_is_itself_and_none_is_refused():
     concept = load_concept("nudity")
     assert joined([concept]) is concept and load_concept("nudity,nudity") == concept
-    with pytest.raises(OptionError, match="give --concept or --forget"):
+    with pytest.raises(OptionError, match="give `concept` or `forget`"):
         joined([])
 
 
@@ -216,9 +216,9 @@ def test_the_description_shortens_long_lists():
         ("nudty", r"did you mean 'nudity'\?"),
         ("church", r"did you mean 'imagenette/church'\?"),
         ("digits/tree", r"did you mean 'digits/three'\?"),
-        ("nudity,retain", "--concept retain is neither a preset nor a CSV file"),
-        (" , ", "--concept names nothing to forget"),
-        ("", "--concept names nothing to forget"),
+        ("nudity,retain", "`concept` retain is neither a preset nor a CSV file"),
+        (" , ", "`concept` names nothing to forget"),
+        ("", "`concept` names nothing to forget"),
     ],
 )
 def test_an_unknown_preset_brings_the_nearest(given, message):

@@ -70,16 +70,16 @@ def test_what_a_picture_shows_is_read_in_order(table):
 def test_a_broken_file_is_refused_in_one_line(table, content, message):
     with pytest.raises(DataError, match=message) as refusal:
         load_concept(table(content))
-    assert "mine.csv" in str(refusal.value) and "\n" not in str(refusal.value) and "--concept" in str(refusal.value)
+    assert "mine.csv" in str(refusal.value) and "\n" not in str(refusal.value) and "`concept`" in str(refusal.value)
 
 
 def test_a_file_that_cannot_be_read_is_refused(table, tmp_path):
-    with pytest.raises(DataError, match=r"--concept .*none\.csv is not a readable file"):
+    with pytest.raises(DataError, match=r"`concept` .*none\.csv is not a readable file"):
         load_concept(str(tmp_path / "none.csv"))
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match="is not a readable file"):
         load_concept(str(tmp_path / "folder.csv"))
-    with pytest.raises(DataError, match=r"--retain .*none\.csv is not a readable file"):
+    with pytest.raises(DataError, match=r"`retain` .*none\.csv is not a readable file"):
         from_words("church", retain=str(tmp_path / "none.csv"))
 
 

@@ -200,7 +200,7 @@ def test_filters(traps, filters, expected):
         ({"rows": "1,7"}, "no row '7'"),
         ({"rows": "9-8"}, "no row '9-8'"),
         ({"rows": ""}, "no row ''"),
-        ({"limit": 0}, "--limit 0"),
+        ({"limit": 0}, "`limit` 0"),
     ],
 )
 def test_filters_that_mean_nothing(traps, filters, expected):
@@ -245,7 +245,7 @@ def test_offline_is_one_line_that_says_what_to_do(monkeypatch):
         raise ConnectionError("a long story\nof many lines")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    with pytest.raises(DataError, match=r"AIML-TUDA/i2p \(ConnectionError\).*--prompts FILE") as found:
+    with pytest.raises(DataError, match=r"AIML-TUDA/i2p \(ConnectionError\).*`prompts` FILE") as found:
         load_prompt_set("i2p")
     assert "\n" not in str(found.value)
 

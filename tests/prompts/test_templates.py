@@ -147,14 +147,14 @@ def test_a_mention_is_a_shared_word_that_says_something(text, words, shared):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("",), "--forget names nothing to forget"),
-        ((" , ", "x"), "--forget names nothing to forget"),
-        (("church", "barn,tower"), "--anchor gives 2 prompts for 1 concepts"),
+        (("",), "`forget` names nothing to forget"),
+        ((" , ", "x"), "`forget` names nothing to forget"),
+        (("church", "barn,tower"), "`anchor` gives 2 prompts for 1 concepts"),
         (("a,b,c", "x,y"), "give one for all, or one for each"),
-        (("church", "Church"), "the anchor of 'church' is the concept itself: give --anchor another prompt"),
-        (("church,barn", "tower,church"), "'church' of 'barn' is to be forgotten itself: give --anchor"),
-        (("church", None, " , "), "leaves nothing to retain: give --retain"),
-        (("church", None, "a photo of a church"), "take it out of --retain"),
+        (("church", "Church"), "the anchor of 'church' is the concept itself: give `anchor` another prompt"),
+        (("church,barn", "tower,church"), "'church' of 'barn' is to be forgotten itself: give `anchor`"),
+        (("church", None, " , "), "leaves nothing to retain: give `retain`"),
+        (("church", None, "a photo of a church"), "take it out of `retain`"),
     ],
 )
 def test_words_that_contradict_themselves_are_refused(arguments, message):

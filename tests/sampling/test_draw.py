@@ -35,7 +35,7 @@ def test_an_unconditional_model_draws_without_classes(tmp_path):
     samples = draw(model, [0, 1], QUICK, 0, tmp_path)
     assert samples.labels.tolist() == [-1, -1, -1]
     assert len(list((tmp_path / "unconditional").glob("*.png"))) == 3
-    with pytest.raises(NotApplicableError, match="takes no --classes"):
+    with pytest.raises(NotApplicableError, match="takes no `classes`"):
         check_classes(model, [1])
 
 

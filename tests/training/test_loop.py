@@ -240,7 +240,7 @@ def test_divergence_in_bfloat16_names_the_other_format(precision):
         minimize(
             net, lambda step: {"loss": net(torch.ones(1, 4)).sum() * torch.nan}, settings(precision=precision), seed=0
         )
-    assert ("or use --precision float32" in str(caught.value)) == (precision == "bf16")
+    assert ("or use `precision` float32" in str(caught.value)) == (precision == "bf16")
 
 
 @pytest.mark.parametrize("shape", [(7,), (8,), (3, 5), (2, 3, 3, 3), (1,)])

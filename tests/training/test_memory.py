@@ -259,7 +259,7 @@ def test_a_network_that_cannot_recompute_says_so_only_when_asked(classifier):
     with recomputed_activations(classifier.network, None, True), recomputed_activations(nn.Linear(1, 1), False, True):
         pass
     with (
-        pytest.raises(NotApplicableError, match="--gradient-checkpointing: a ResNetForImageClassification cannot"),
+        pytest.raises(NotApplicableError, match="`gradient_checkpointing`: a ResNetForImageClassification cannot"),
         recomputed_activations(classifier.network, True, True),
     ):
         pass
@@ -278,9 +278,9 @@ def test_weights_chooses_tensors_by_their_kind(weights):
 def test_a_network_without_the_kind_of_weights_is_refused(ddpm, classifier, digits, task):
     job = Job(task, digits.of_classes(task.forget), digits.of_classes(task.retain))
     before = state_of(ddpm)
-    with pytest.raises(NotApplicableError, match="--weights attn2: this network has no cross-attention"):
+    with pytest.raises(NotApplicableError, match="`weights` attn2: this network has no cross-attention"):
         registry.load("methods", "salun")(weights="attn2", steps=1).erase(ddpm, job)
-    with pytest.raises(NotApplicableError, match="--weights attn1: this network has no self-attention"):
+    with pytest.raises(NotApplicableError, match="`weights` attn1: this network has no self-attention"):
         registry.load("methods", "finetune")(weights="attn1", steps=1).erase(classifier, job)
     assert all(after.equal(before[name]) for name, after in ddpm.network.state_dict().items())
 
@@ -296,7 +296,7 @@ def test_what_is_not_given_follows_memory():
 
 def test_eight_bits_need_their_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(OptionError, match="--optimizer adamw8bit needs bitsandbytes: pip install"):
+    with pytest.raises(OptionError, match="`optimizer` adamw8bit needs bitsandbytes: pip install"):
         minimize(network(), lambda step: {}, settings(optimizer="adamw8bit"), seed=0)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from erasure.core.errors import DataError, OptionError
 from erasure.core.files import require_disk_space
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 from erasure.core.run_dir import cache_folder
 from erasure.data import Dataset
 from erasure.data.dataset import fit
@@ -149,7 +149,7 @@ def warn_without_effect(model: StableDiffusion, concept: Concept, task: Task, at
         own, other = (model.predict(noisy, timesteps, labels) for labels in pair)
         if float((own - other).norm()) < SAME * float(own.norm()):
             row = concept.forget[number]
-            log_user(
-                f"warning: {row.text!r} has no effect on this model, which answers as for {row.anchor!r}: "
+            log_warning(
+                f"{row.text!r} has no effect on this model, which answers as for {row.anchor!r}: "
                 "nothing is there to erase, or the words are not how the model knows it"
             )

@@ -159,7 +159,7 @@ def local_folder(given: str) -> Path:
     try:
         source = resolve(given)
     except ModelError as error:  # it speaks of --model, which is another flag
-        raise ModelError(str(error).removeprefix("--model ")) from error
+        raise ModelError(error.message.removeprefix("--model ")) from error
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from erasure.core.distributed import is_main
 from erasure.core.errors import DivergedError, OptionError
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 from erasure.core.run_dir import Log
 from erasure.data.task import Task
 from erasure.methods.base import Job, Method
@@ -131,9 +131,7 @@ def solved(system: Tensor, right: Tensor) -> tuple[Tensor, float]:
     condition = largest / max(float(values[0]), torch.finfo(values.dtype).tiny)
     if condition > WORST:
         least = max(largest, torch.finfo(values.dtype).tiny) / WORST
-        log_user(
-            f"warning: the system's condition number is {condition:.2g}: its eigenvalues are raised to {least:.2g}"
-        )
+        log_warning(f"the system's condition number is {condition:.2g}: its eigenvalues are raised to {least:.2g}")
         values = values.clamp(min=least)
     return vectors @ ((vectors.T @ right) / values[:, None]), condition
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from erasure.core.errors import OptionError
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 from erasure.data.task import Task
 from erasure.methods.cross_attention.closed_form import ClosedForm, Edit, in_range, shares, solved, squares
 from erasure.methods.cross_attention.keys import CHUNK, Keys
@@ -64,8 +64,8 @@ class SPEED(ClosedForm):
             crossed.add_(edited.T @ matrix)
             after.add_(edited.T @ edited)
             if not basis.shape[1] and found["free"]:
-                log_user(
-                    "warning: what is kept leaves some matrices no direction to move in, and they stay as they are: "
+                log_warning(
+                    "what is kept leaves some matrices no direction to move in, and they stay as they are: "
                     "raise --threshold, or retain fewer prompts"
                 )
             found["free"] = min(found["free"], basis.shape[1])
