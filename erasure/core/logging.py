@@ -50,6 +50,12 @@ def log_warning(text: str) -> None:
     _log(logging.WARNING, text)
 
 
+@functools.cache
+def log_warning_once(text: str) -> None:
+    """Log a warning that a command may come to log several times, the first time only."""
+    log_warning(text)
+
+
 def log_debug(text: str) -> None:
     """Log, at level DEBUG, one line that helps to find the cause of a surprise."""
     _log(logging.DEBUG, text)

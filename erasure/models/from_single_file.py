@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erasure.core.errors import ModelError
 from erasure.core.files import parse_object
-from erasure.core.logging import log_user
+from erasure.core.logging import log_user_once
 from erasure.formats import single_file
 from erasure.formats.ldm_detect import TITLES
 from erasure.formats.safetensors_io import check_finite
@@ -57,7 +57,7 @@ def load_single(path: Path) -> StableDiffusion:
     }
     predicts = "velocity" if file.velocity else "epsilon"
     title = TITLES[file.kind] + ("" if file.kind == "sdxl" else ".x")
-    _tell_once(f"{path.name}: {title}, {info['dtypes']['unet']}, {predicts}")
+    log_user_once(f"{path.name}: {title}, {info['dtypes']['unet']}, {predicts}")
     return family(network.requires_grad_(True), noise_scheduler(file.configs["scheduler"]), modules, info, str(path))
 
 
@@ -104,6 +104,6 @@ def _info(file: single_file.SingleFile) -> ModelInfo:
 
 
 @functools.cache
-def _tell_once(line: str) -> None:
+def log_user_once(line: str) -> None:
     """A command may load its model several times."""
     log_user(line)

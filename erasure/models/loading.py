@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from erasure.core import registry
 from erasure.core.errors import ModelError, RunError, suggestion
-from erasure.core.logging import log_warning
+from erasure.core.logging import log_warning_once
 from erasure.core.run_dir import read_record
 from erasure.core.shipped import shipped
 from erasure.models.base import Model
@@ -104,13 +103,7 @@ def _warn_unfinished(folder: Path) -> None:
         what = f"the weights {f'after {steps} steps' if steps else 'so far'}, because its command was never finished"
     else:
         return
-    _warn_once(f"{folder.parent} is no finished run: it holds {what}")
-
-
-@cache
-def _warn_once(line: str) -> None:
-    """A command may load its model several times."""
-    log_warning(line)
+    log_warning_once(f"{folder.parent} is no finished run: it holds {what}")
 
 
 def load_family(given: str | Path, family: type[M]) -> M:

@@ -148,7 +148,7 @@ def test_the_attack_sees_samples_that_look_like_the_test_split(told):
 
 def test_the_average_gap_needs_a_retrained_model_and_is_zero_to_itself(told):
     retrained = told(lambda i, label: label if i > 2 else 0, [0, 1, 2])
-    with pytest.raises(NotApplicableError, match="give --retrained"):
+    with pytest.raises(NotApplicableError, match="give `retrained`"):
         measure("avg_gap", retrained)
     assert measure("avg_gap", told(lambda i, label: label if i > 2 else 0, [0, 1, 2], retrained=retrained)).value == 0
     score = measure("avg_gap", told(lambda i, label: label, [0, 1, 2], retrained=retrained))

@@ -14,7 +14,7 @@ def test_what_was_kept_comes_back_to_the_same_settings_alone(tmp_path):
     found, step = restored(path, "abc")
     assert step == 7 and set(found) == {"w", "n"}
     assert found["w"].view(torch.int32).equal(tensors["w"].view(torch.int32)) and found["n"].dtype == torch.int32
-    with pytest.raises(RunError, match="unfinished work of other settings: remove it, or give another --out"):
+    with pytest.raises(RunError, match="unfinished work of other settings: remove it, or give another `out`"):
         restored(path, "abd")
 
 
