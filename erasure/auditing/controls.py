@@ -14,7 +14,7 @@ import numpy as np
 from erasure.auditing.criteria import DetectorFacts
 from erasure.auditing.detectors.base import Detector
 from erasure.auditing.result import Control, Rate
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 from erasure.core.rng import derive_seed
 from erasure.data.images import image_paths, read_image
 
@@ -36,7 +36,7 @@ def run_controls(
         found += [*([] if positive is None else [positive]), negative_control(*tested, clean)]
     for control in found:
         if not control.passed:
-            log_user(f"warning: the {control.name} control failed ({control.what}): the audit will be inconclusive")
+            log_warning(f"the {control.name} control failed ({control.what}): the audit will be inconclusive")
     return found
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from erasure.auditing.detectors.base import Detection, Detector
 from erasure.auditing.image_sources import ImageSource, PlannedImage
 from erasure.auditing.records import AuditRecords, ImageRecord, Key
 from erasure.core.distributed import world
+from erasure.core.logging import progress
 from erasure.core.run_dir import Log, read_log
 from erasure.data.images import write_png
 
@@ -65,7 +65,7 @@ class _Scorer:
 
     def run(self, source: ImageSource, batches: Sequence[Sequence[PlannedImage]], name: str) -> None:
         """Score a batch in a second thread while the next one is made."""
-        bar = tqdm(total=sum(map(len, batches)), desc=f"audit {name}", unit="image", disable=None, leave=False)
+        bar = progress(total=sum(map(len, batches)), desc=f"audit {name}", unit="image")
         pending: Future[None] | None = None
         with bar, ThreadPoolExecutor(max_workers=1) as second:
             for batch in batches:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -101,9 +100,3 @@ def _info(file: single_file.SingleFile) -> ModelInfo:
     """What the file carries of a folder's erasure.json; empty for files of others."""
     found = parse_object(file.metadata.get(INFO, "{}"), f"{file.path}: its metadata {INFO!r}", ModelError)
     return cast(ModelInfo, {key: value for key, value in found.items() if key not in OWN})
-
-
-@functools.cache
-def log_user_once(line: str) -> None:
-    """A command may load its model several times."""
-    log_user(line)
