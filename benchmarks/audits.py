@@ -25,7 +25,7 @@ MAX_RATE = 0.05
 def audited(concept: str, folder: Path) -> list[dict[str, Any]]:
     """A row for all prompts and one for each kind: single digits, pairs."""
     wanted = TargetSpec(concept=f"digits/{concept}")
-    erase(EraseRequest("digits-sd", wanted=wanted, evaluate=False), folder / f"erased-{concept}")
+    erase(EraseRequest("digits-sd", wanted, evaluate=False), folder / f"erased-{concept}")
     found = audit_model(
         folder / f"erased-{concept}",
         base="digits-sd",

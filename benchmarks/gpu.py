@@ -183,7 +183,7 @@ def _judged(root: Path, data_dir: str, images: int) -> dict[str, Any]:
         "num_images": images,
         "sample_batch_size": 1000,
     }
-    return evaluate(str(root / "ddpm"), TargetSpec(data="cifar10", data_dir=data_dir), evaluation)["metrics"]
+    return evaluate(str(root / "ddpm"), TargetSpec(data="cifar10", data_dir=data_dir), evaluation).to_dict()["metrics"]
 
 
 def _name() -> str:

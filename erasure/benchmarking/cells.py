@@ -141,7 +141,7 @@ class Column(Cells):
         """Erase and measure, unless that was done before."""
         request = EraseRequest(
             model=str(self.trained / "model"),
-            forget=self.forget,
+            target=TargetSpec(forget=self.forget),
             method=row.method,
             mask=row.mask,
             preset=row.preset,

@@ -62,7 +62,7 @@ class Erasures(Cells):
         super().__init__(folder, scenario, seed)
         self._source, self._keep = scenario.model or plan.model, keep_models
         self._evaluation, self._counts = evaluation_of(plan, seed)
-        self._wanted = TargetSpec(
+        self._spec = TargetSpec(
             forget=scenario.forget or None,
             concept=scenario.concept or None,
             anchor=scenario.anchor,
@@ -86,7 +86,7 @@ class Erasures(Cells):
 
     @cached_property
     def _target(self) -> ForgetTarget:
-        target = target_of(self._model, self._wanted, self.seed)
+        target = target_of(self._model, self._spec, self.seed)
         target.need_forget()
         target.prepare(self._model)
         return target
@@ -117,17 +117,16 @@ class Erasures(Cells):
         """Erase and measure, unless that was done before."""
         request = EraseRequest(
             model=self._source,
-            forget=self._wanted.forget,
+            target=self._spec,
             method=row.method,
             mask=row.mask,
             preset=row.preset,
-            wanted=self._wanted,
             seed=self.seed,
             options=row.options_in(self.scenario),
             saliency=row.saliency,
             evaluate=False,
         )
-        out = self.folder / f"{row.slug}-{short(self._about | {**settings_of(request), 'wanted': None, 'model': None})}"
+        out = self.folder / f"{row.slug}-{short(self._about | {**settings_of(request), 'target': None, 'model': None})}"
         path = out.parent / f"{out.name}-{self._judged}.json"
         known = path.is_file()
         cell = self.tried(row.name, path, out / "model", lambda: self._made(request, out, path))
@@ -186,7 +185,7 @@ class Erasures(Cells):
                 f"num_unseen needs prompts, and {self._source} takes classes: leave it out of [evaluation]"
             )
         rows = unseen_prompts(target.concept, target.reference, self._counts.num_unseen, self.seed)
-        other = ConceptTarget(model, replace(target.concept, forget=rows), self._wanted, self.seed)
+        other = ConceptTarget(model, replace(target.concept, forget=rows), self._spec, self.seed)
         other.prepare(model)
         outputs = other.outputs(model, self._evaluation.replaced({"num_images": 1}), folder)
         assert isinstance(outputs, PromptOutputs)

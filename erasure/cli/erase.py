@@ -14,8 +14,8 @@ from erasure.cli.options import (
     evaluation_given,
     model_flag,
     parser_of,
-    wanted_flags,
-    wanted_given,
+    target_flags,
+    target_given,
 )
 from erasure.cli.output import Answer, shown_run
 from erasure.core import registry
@@ -46,11 +46,10 @@ def run(argv: Sequence[str]) -> Answer:
     values = parser.read(argv)
     request = import_module("erasure.erasing.erase").EraseRequest(
         model=values.model,
-        forget=values.forget,
+        target=target_given(values),
         method=values.method,
         mask=values.mask,
         preset=values.preset,
-        wanted=wanted_given(values),
         seed=values.seed,
         options=given_flags(kind, vars(values)),
         saliency=given_flags(import_module("erasure.saliency.scores").SaliencyConfig, _without_prefix(values)),
@@ -77,7 +76,7 @@ def _erase_flags(parser: Parser, method: str) -> Any:
     parser.add_argument(
         "--probe-every", type=int, default=0, help="look at UA and RA every so many steps (default 0, never)"
     )
-    wanted_flags(parser)
+    target_flags(parser)
     add_flags(parser.add_argument_group(f"options of {method}", _other_defaults(method, kind)), kind)
     group = parser.add_argument_group("how weights are scored for the mask")
     add_flags(group, import_module("erasure.saliency.scores").SaliencyConfig, SALIENCY_FLAGS)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from erasure.cli.options import model_flag, parser_of, wanted_flags, wanted_given
+from erasure.cli.options import model_flag, parser_of, target_flags, target_given
 from erasure.cli.output import Answer
 from erasure.core.config import add_flags, build, given_flags
 
@@ -29,12 +29,12 @@ def run(argv: Sequence[str]) -> Answer:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of noise and timesteps (default 0)")
     parser.add_argument("--checkpoint-every", type=int, default=50, help="batches between checkpoints (default 50)")
-    wanted_flags(parser)
+    target_flags(parser)
     add_flags(parser, saliency)
     values = parser.read(argv)
     result = import_module("erasure.erasing.make_mask").make_mask(
         values.model,
-        wanted_given(values),
+        target_given(values),
         values.out,
         build(saliency, "the mask", given_flags(saliency, vars(values))),
         kind=values.kind,

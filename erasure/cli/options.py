@@ -85,7 +85,7 @@ def model_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def wanted_flags(parser: argparse.ArgumentParser) -> None:
+def target_flags(parser: argparse.ArgumentParser) -> None:
     """Flags for what is to be forgotten, in classes or in words, and for the data behind it."""
     from erasure.erasing.targets.generated_images import TrainingImageOptions
 
@@ -104,8 +104,8 @@ def wanted_flags(parser: argparse.ArgumentParser) -> None:
     data_flags(parser)
 
 
-def wanted_given(values: argparse.Namespace) -> Any:
-    """What the flags of `wanted_flags` ask for."""
+def target_given(values: argparse.Namespace) -> Any:
+    """What the flags of `target_flags` ask for."""
     from erasure.erasing.targets import TargetSpec
     from erasure.erasing.targets.generated_images import TrainingImageOptions
 

@@ -32,6 +32,7 @@ HOMES = {
 }
 LISTED = ("methods", "metrics", "models", "data", "detectors")  # kinds that `erasure list` shows
 OPTIONS_ARE_FIELDS = ("methods", "exact")  # kinds whose classes are dataclasses
+FROM_FILE = "erasure_plugin_"  # begins the name of a module that was read from a file
 SINGULAR = {"data": "data set", "exact": "exact method"}
 
 
@@ -62,6 +63,17 @@ def summary(kind: str, name: str) -> str:
 def module_name(kind: str, name: str) -> str:
     """The dotted name of the module of a plug-in."""
     return ".".join(("erasure", *_paths(kind)[name].relative_to(PACKAGE).with_suffix("").parts))
+
+
+def name_of(kind: str, found: type) -> str:
+    """The name by which `load` gives the class `found`."""
+    for name in names(kind):
+        if module_name(kind, name) == found.__module__:
+            return name
+    place = found.__module__
+    if place.startswith(FROM_FILE):
+        place = bytes.fromhex(place.removeprefix(FROM_FILE)).decode()
+    return f"{place}:{found.__qualname__}"
 
 
 def load(kind: str, name: str) -> Any:
@@ -142,7 +154,7 @@ def _from_current_folder(dotted: str) -> ModuleType:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    dotted = f"erasure_plugin_{path.resolve().as_posix().encode().hex()}"
+    dotted = FROM_FILE + path.resolve().as_posix().encode().hex()
     if dotted in sys.modules:
         return sys.modules[dotted]
     spec = importlib.util.spec_from_file_location(dotted, path)

@@ -82,7 +82,7 @@ def read_record(path: Path) -> RunRecord:
     return cast(RunRecord, document)
 
 
-def fingerprint(settings: Mapping[str, Any]) -> str:
+def fingerprint(settings: Mapping[str, object]) -> str:
     """SHA-256 of the settings in canonical JSON."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -111,7 +111,9 @@ class RunDir:
     processes only the main one locks and writes; the others get its `document` from distributed.agreed.
     """
 
-    def __init__(self, folder: str | Path, verb: str, settings: Mapping[str, Any], *, must_exist: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, verb: str, settings: Mapping[str, object], *, must_exist: bool = False
+    ) -> None:
         """Open `folder` for `verb` with `settings` (plain JSON values).
 
         Raises RunError when it holds another run, files of another kind, or is held by another process, and, with

@@ -133,16 +133,15 @@ def _one(folder: Path, scene: Scene, variant: Variant, seed: int, probe_every: i
     samples = SamplingOptions(num_images=scene.num_images, num_inference_steps=scene.num_inference_steps)
     request = EraseRequest(
         scene.model,
-        scene.forget,
+        TargetSpec(forget=scene.forget, concept=scene.concept, training_images=scene.training_images),
         variant.method,
         variant.mask,
-        wanted=TargetSpec(concept=scene.concept, training_images=scene.training_images),
         seed=seed,
         options=variant.options,
         evaluation=EvaluationConfig(samples=samples, sample_seed=seed),
         probe_every=probe_every,
     )
-    return erase(request, folder)
+    return erase(request, folder).to_dict()
 
 
 def _full(root: Path, scene: Scene, seeds: Sequence[int]) -> dict[str, Any]:

@@ -58,21 +58,19 @@ class InfluenceConfig:
 
 
 def influence(
-    model: str, wanted: TargetSpec, out: str | Path, settings: InfluenceConfig, seed: int = 0
+    model: str, spec: TargetSpec, out: str | Path, settings: InfluenceConfig, seed: int = 0
 ) -> dict[str, Any]:
     """Rank the training samples of a classifier; returns the first of them and, where it is known, what was found.
 
-    `wanted.forget` names the samples that are known to be wrong; without it, those that the model's recipe made wrong.
+    `spec.forget` names the samples that are known to be wrong; without it, those that the model's recipe made wrong.
     The folder gets run.json, ranking.csv (every sample, the most suspicious first) and, with known samples, found.svg.
     Raises DivergedError when the curvature is not positive.
     """
     settings.check()
     loaded = load_family(model, Classifier).to(device())
-    if wanted.forget is None and (loaded.info.get("recipe") or {}).get("mislabel"):
-        wanted = TargetSpec(
-            forget="mislabelled", data=wanted.data, data_dir=wanted.data_dir, image_size=wanted.image_size
-        )
-    target = target_of(loaded, wanted, seed)
+    if spec.forget is None and (loaded.info.get("recipe") or {}).get("mislabel"):
+        spec = TargetSpec(forget="mislabelled", data=spec.data, data_dir=spec.data_dir, image_size=spec.image_size)
+    target = target_of(loaded, spec, seed)
     assert isinstance(target, ClassTarget)
     asked = {**target.settings, "influence": asdict(settings), "seed": seed}
     with RunDir(out, "influence", {"model": located(model), "model_hash": loaded.hash, **asked}) as run:
@@ -87,7 +85,7 @@ def influence(
             "top": [_row(int(i), scores, target.dataset) for i in order[: settings.top]],
             "known": None,
         }
-        if wanted.forget is not None:
+        if spec.forget is not None:
             known = int(target.forgotten.sum())
             curves = {name: found_curve(values, target.forgotten) for name, values in scores.items()}
             curves["random"] = np.linspace(0, 1, len(order) + 1)

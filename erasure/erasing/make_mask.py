@@ -24,7 +24,7 @@ SCORED = ("saliency", "inverted")  # those that are made from gradients on what 
 
 def make_mask(
     model: str,
-    wanted: TargetSpec,
+    spec: TargetSpec,
     out: str | Path,
     settings: SaliencyConfig,
     *,
@@ -42,7 +42,7 @@ def make_mask(
     if path.is_dir():
         raise OutputError(f"--out {path} is a folder: give a file such as {path / 'mask.safetensors'}")
     loaded = load_model(model).to(device())
-    target = target_of(loaded, wanted, seed)
+    target = target_of(loaded, spec, seed)
     target.need_forget()
     about = {**target.settings, "forget": target.task.forget}
     given = {"kind": kind, "model": loaded.hash, "about": about, "seed": seed}

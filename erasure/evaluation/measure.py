@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,12 @@ class Measurements:
 
     def _value(self, name: str) -> float | None:
         return self.metrics[name].value if name in self.metrics else None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Measurements:
+        """The inverse of `to_dict`."""
+        metrics = {name: Score.from_dict(score) for name, score in values["metrics"].items()}
+        return cls(metrics, dict(values["not_measured"]), values.get("classifier_hash"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file: `ua`, `ra`, `metrics`, `not_measured` and `classifier_hash`."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -51,6 +51,7 @@ class Job:
     folder: Path | None = None
     fingerprint: str = ""
     on_step: Callable[[int], Mapping[str, Any]] | None = None
+    original: Model | None = None  # a frozen copy of the model before the erasure, where one is held anyway
 
 
 # What every recipe for Stable Diffusion shares: passes over the forget images in small batches (Fan et al., 2024).
@@ -111,6 +112,17 @@ class Method(ABC):
     reads: ClassVar[tuple[str, ...]] = ("forget", "retain")  # the other data set of its job is empty, and never drawn
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     defaults_of: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Note which fields were given: the others may still follow the family, the model's card or a preset."""
+        method = super().__new__(cls)
+        object.__setattr__(method, "_given", given)
+        return method
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that were given when it was made, and no defaults."""
+        return dict(getattr(self, "_given", {}))
 
     @abstractmethod
     def check(self, task: Task) -> None:
@@ -223,7 +235,7 @@ class GradientMethod(Method):
         forget = Batches(job.forget, self.batch_size, derive_seed(job.seed, "forget"))
         retain = Batches(job.retain, self.batch_size, derive_seed(job.seed, "retain"))
         loop = self.loop_of(job)
-        frozen, teacher_bytes = self._original(model, job.mask)
+        frozen, teacher_bytes = self._original(model, job.mask, job.original)
         self._tell_memory(model.network, job.mask, loop, teacher_bytes)
         model.network.train()
         if self.freeze_statistics:
@@ -253,14 +265,14 @@ class GradientMethod(Method):
         """What an option that saves memory is set to; not given, it follows --memory."""
         return self.memory == "low" if option is None else option
 
-    def _original(self, model: Model, mask: Mask | None) -> tuple[Model, int]:
+    def _original(self, model: Model, mask: Mask | None, copy: Model | None = None) -> tuple[Model, int]:
         """The original as `loss` wants it, and the bytes it holds on top of the model."""
         if not self.needs_original:
             return model, 0
         if self._saves(self.share_teacher):
             twin, teacher = shared_teacher(model, mask, self.trains)
             return twin, teacher.nbytes
-        twin = model.frozen()
+        twin = copy if copy is not None and copy.device == model.device else model.frozen()
         return twin, sum(tensor.nbytes for tensor in twin.network.state_dict().values())
 
     def _tell_memory(

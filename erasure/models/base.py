@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -54,6 +54,7 @@ class Model(ABC):
 
     family: ClassVar[str]
     joint_attention: ClassVar[bool] = False  # text and image attend to each other in one, not by a cross-attention
+    _kept_hashes: dict[str, str] | None = None  # while nothing changes the weights
 
     def __init__(self, network: nn.Module, info: ModelInfo, source: str = "") -> None:
         self.network, self.info, self.source = network, info, source
@@ -112,12 +113,14 @@ class Model(ABC):
         """A fixed twin in evaluation mode."""
         twin = copy.copy(self)
         twin.network = copy.deepcopy(self.network).eval().requires_grad_(False)
+        twin.info = copy.deepcopy(self.info)
         return twin
 
     def clone(self) -> Self:
         """A twin whose weights may move on their own."""
         twin = copy.copy(self)
         twin.network, twin.info = copy.deepcopy(self.network), copy.deepcopy(self.info)
+        twin._kept_hashes = None
         return twin
 
     def to(self, device: torch.device) -> Self:
@@ -138,8 +141,26 @@ class Model(ABC):
     @property
     def hash(self) -> str:
         """SHA-256 of the network's tensors, in float32."""
+        return self._hashed("network", self._network_hash)
+
+    def _network_hash(self) -> str:
         state = self.network.state_dict()
         return hash_tensors({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+
+    def keep_hashes(self) -> None:
+        """Compute each hash once from now on; call `weights_change` before anything changes the weights."""
+        self._kept_hashes = {}
+
+    def weights_change(self) -> None:
+        """Compute hashes anew from now on."""
+        self._kept_hashes = None
+
+    def _hashed(self, what: str, compute: Callable[[], str]) -> str:
+        if self._kept_hashes is None:
+            return compute()
+        if what not in self._kept_hashes:
+            self._kept_hashes[what] = compute()
+        return self._kept_hashes[what]
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from erasure.core import registry
-from erasure.core.errors import ModelError, RunError, suggestion
+from erasure.core.errors import ModelError, OptionError, RunError, suggestion
 from erasure.core.logging import log_warning_once
 from erasure.core.run_dir import read_record
 from erasure.core.shipped import shipped
@@ -104,6 +104,15 @@ def _warn_unfinished(folder: Path) -> None:
     else:
         return
     log_warning_once(f"{folder.parent} is no finished run: it holds {what}")
+
+
+def load_unchanged(given: str | Path, expected_hash: str, of: str) -> Model:
+    """Load the model that `of` was made from, its hashes kept; raises OptionError when its weights have changed."""
+    model = load_model(given)
+    model.keep_hashes()
+    if model.hash != expected_hash:
+        raise OptionError(f"{given} is no longer the model of {of}: its weights have changed")
+    return model
 
 
 def load_family(given: str | Path, family: type[M]) -> M:

@@ -130,6 +130,7 @@ class StableDiffusion(DiffusionModel):
             network = type(self.network).from_config(self.network.config)
         twin = copy.copy(self)
         twin.network, twin.info = network.eval(), copy.deepcopy(self.info)
+        twin._kept_hashes = None
         return twin
 
     def clone(self) -> Self:
@@ -224,6 +225,9 @@ class StableDiffusion(DiffusionModel):
     @property
     def parts_hash(self) -> str:
         """SHA-256 of all but the UNet that decides an image: autoencoder, text encoders, words, noise, steering."""
+        return self._hashed("parts", self._parts_hash)
+
+    def _parts_hash(self) -> str:
         states = {name: self.parts[name].state_dict() for name in ("vae", *self.encoders)}
         tensors = hash_tensors({f"{part}/{name}": t for part, state in states.items() for name, t in state.items()})
         words = [self.parts[name].get_vocab() for name in self.tokenizers]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erasure.core.errors import ModelError
+from erasure.erasing.targets import TargetSpec
 from erasure.formats.delta import applied, difference
 from erasure.formats.safetensors_io import hash_tensors, read_tensors
 from erasure.models import load_model
@@ -16,7 +17,10 @@ def run(ddpm_folder, tmp_path_factory):
     from erasure.erasing.erase import EraseRequest, erase
 
     folder = tmp_path_factory.mktemp("export") / "run"
-    erase(EraseRequest(str(ddpm_folder), "3", options={"steps": 2, "batch_size": 8}, evaluate=False), folder)
+    erase(
+        EraseRequest(str(ddpm_folder), TargetSpec(forget="3"), options={"steps": 2, "batch_size": 8}, evaluate=False),
+        folder,
+    )
     return folder
 
 

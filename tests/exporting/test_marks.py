@@ -1,6 +1,7 @@
 """What was erased before is known of a model after every export, and after every import of one."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -49,7 +50,9 @@ def made(request, tmp_path_factory):
     base.info |= past
     base.save(root / "base")
     target = TargetSpec(training_images=TRAINING_IMAGES) if kind == "sd1" else TargetSpec()
-    asked = EraseRequest(str(root / "base"), forget, mask="random", wanted=target, options=OPTIONS, evaluate=False)
+    asked = EraseRequest(
+        str(root / "base"), replace(target, forget=forget), mask="random", options=OPTIONS, evaluate=False
+    )
     erase(asked, root / "run")
     return root, past, added, EVERY if kind == "sd1" else NETWORK
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from erasure.erasing.targets import TargetSpec
 from erasure.formats.safetensors_io import read_tensors
 from erasure.formats.safetensors_stream import read_header, write_ordered
 from erasure.models import load_model
@@ -147,7 +148,10 @@ def test_small_models_are_verified_too(ddpm_folder, cli, refused, tmp_path):
     from erasure.erasing.erase import EraseRequest, erase
 
     run = tmp_path / "run"
-    erase(EraseRequest(str(ddpm_folder), "3", options={"steps": 2, "batch_size": 8}, evaluate=False), run)
+    erase(
+        EraseRequest(str(ddpm_folder), TargetSpec(forget="3"), options={"steps": 2, "batch_size": 8}, evaluate=False),
+        run,
+    )
     for form in ("diffusers", "safetensors", "delta"):
         out = tmp_path / ("c" if form == "diffusers" else f"{form}.safetensors")
         assert cli("export", run, "--format", form, "--out", out).code == 0

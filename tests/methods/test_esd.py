@@ -217,7 +217,7 @@ def test_the_exported_factors_are_the_whole_difference(kind, keys, cli, tmp_path
 
     folder = pipeline_folder(kind)
     options = {**SMALL, "steps": 3, "learning_rate": 1e-2}
-    request = EraseRequest(str(folder), "cat", "lora_esd", wanted=TargetSpec(), options=options, evaluate=False)
+    request = EraseRequest(str(folder), TargetSpec(forget="cat"), "lora_esd", options=options, evaluate=False)
     erase(request, tmp_path / "run", report=False)
     out = tmp_path / "l.safetensors"
     flags = ("--format", "lora", "--rank", 4, "--lora-keys", keys, "--out", out)
@@ -238,12 +238,13 @@ def test_the_exported_factors_are_the_whole_difference(kind, keys, cli, tmp_path
 
 def test_a_mask_holds_esd_and_is_refused_by_its_low_rank_form(cli, tmp_path):
     wanted = TargetSpec(
-        training_images={"num_forget_images": 2, "num_retain_images": 2, "training_image_inference_steps": 2}
+        forget="cat",
+        training_images={"num_forget_images": 2, "num_retain_images": 2, "training_image_inference_steps": 2},
     )
     options = {**SMALL, "weights": "all"}
-    request = EraseRequest(str(pipeline_folder("sd1")), "cat", "esd", mask="saliency", wanted=wanted, options=options)
+    request = EraseRequest(str(pipeline_folder("sd1")), wanted, "esd", mask="saliency", options=options)
     result = erase(EraseRequest(**{**request.__dict__, "evaluate": False}), tmp_path / "run", report=False)
-    assert 0.45 < result["changed_weights"] / result["total_weights"] <= 0.5
+    assert 0.45 < result.trained["changed_weights"] / result.trained["total_weights"] <= 0.5
     flags = ("--model", pipeline_folder("sd1"), "--forget", "cat", "--method", "lora_esd", "--mask", "random")
     outcome = cli("erase", *flags, "--out", tmp_path / "other")
     assert outcome.code == 1 and "--mask random has no meaning for lora_esd: it trains low-rank factors" in outcome.err

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from erasure.core.errors import ModelError
 from erasure.data import Batches, load_dataset
+from erasure.erasing.targets import TargetSpec
 from erasure.models import classifier_nets as networks
 from erasure.models import load_family, load_model
 from erasure.models.classifier import Classifier
@@ -134,8 +135,8 @@ def test_every_kind_trains_and_forgets_within_a_mask(small, monkeypatch, tmp_pat
     recipe = ClassifierRecipe(arch=small.info["arch"], steps=2, batch_size=8, warmup_steps=1)
     train(recipe, "digits", tmp_path / "c", limit=60)
     few = {"epochs": 0.0, "steps": 2, "batch_size": 8}
-    request = EraseRequest(str(tmp_path / "c"), "random:0.2", "salun", options=few, evaluate=False)
-    first, again = (erase(request, tmp_path / name)["hash"] for name in ("a", "b"))
+    request = EraseRequest(str(tmp_path / "c"), TargetSpec(forget="random:0.2"), "salun", options=few, evaluate=False)
+    first, again = (erase(request, tmp_path / name).trained["hash"] for name in ("a", "b"))
     assert first == again
     before, after, mask = (
         load_model(tmp_path / "c"),

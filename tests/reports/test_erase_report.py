@@ -16,13 +16,18 @@ SCORE = {"value": 12.34, "unit": "%", "n": 50, "interval": [1.0, 20.0]}
 @pytest.fixture(scope="module")
 def report(ddpm_folder, tmp_path_factory) -> Path:
     from erasure.erasing.erase import EraseRequest, erase
-    from erasure.erasing.evaluate import EvaluationConfig
+    from erasure.erasing.targets import TargetSpec
+    from erasure.evaluation.settings import EvaluationConfig
     from erasure.sampling.draw import SamplingOptions
 
     folder = tmp_path_factory.mktemp("report") / "run"
     evaluation = EvaluationConfig(samples=SamplingOptions(num_images=3, num_inference_steps=2))
     request = EraseRequest(
-        str(ddpm_folder), "3", options={"steps": 4, "batch_size": 8}, evaluation=evaluation, probe_every=2
+        str(ddpm_folder),
+        TargetSpec(forget="3"),
+        options={"steps": 4, "batch_size": 8},
+        evaluation=evaluation,
+        probe_every=2,
     )
     erase(request, folder)
     return folder / "report.html"

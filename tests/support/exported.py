@@ -52,8 +52,8 @@ def erased(model: Path, out: Path, cache: Path) -> Path:
     """A run that moves half of the UNet's weights a little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASURE_CACHE", str(cache))
-        wanted = TargetSpec(training_images=TRAINING_IMAGES)
-        erase(EraseRequest(str(model), "cat", mask="random", wanted=wanted, options=OPTIONS, evaluate=False), out)
+        wanted = TargetSpec(forget="cat", training_images=TRAINING_IMAGES)
+        erase(EraseRequest(str(model), wanted, mask="random", options=OPTIONS, evaluate=False), out)
     return out
 
 

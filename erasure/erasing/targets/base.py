@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from erasure.core.errors import ModelError, OptionError
+from erasure.core.errors import DataError, ModelError, OptionError
 from erasure.core.files import read_json
 from erasure.data import Dataset
 from erasure.data.task import Task
+from erasure.erasing.record import EraseSettings
 from erasure.evaluation.outputs import ModelOutputs
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.models import Model, shipped_folder, shipped_names
 from erasure.models.info import ModelInfo
+from erasure.prompts.concept import Concept
 
 Probe = Callable[[Model], Mapping[str, float]]
+HASHED = {"data_hash": "the data", "images_hash": "the images", "parts_hash": "other parts of the model"}
 PROBED = 32  # forget images of a look during training, and as many retain images
 
 
@@ -32,21 +35,21 @@ class TargetSpec:
     data: str | None = None
     data_dir: str | None = None
     image_size: int | None = None
-    concept: str | None = None
+    concept: str | Concept | None = None
     anchor: str | None = None
     retain: str | None = None
     training_images: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ForgetTarget(ABC):
-    """A task with its samples and its evidence."""
+    """A task, the samples that a method trains on, and the outputs that metrics read."""
 
     task: Task
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Plain values for run.json, from which `recorded` makes the same subject."""
+        """Plain values for run.json, from which `recorded_target` makes the same target."""
 
     @property
     @abstractmethod
@@ -67,6 +70,15 @@ class ForgetTarget(ABC):
         """Raise OptionError when nothing is named that is to be forgotten."""
         if not self.task.forget and not self.task.samples:
             raise OptionError("--forget names no class: say what to forget, such as --forget 3")
+
+    def check_unchanged(self, settings: EraseSettings, of: str, *, images: bool = True) -> None:
+        """Raise DataError when the data (with `images` the training images too) is not that of the earlier run."""
+        own, hashed = self.settings, HASHED if images else {"data_hash": HASHED["data_hash"]}
+        for key, what in hashed.items():
+            if own.get(key) != settings.get(key):
+                raise DataError(
+                    f"{what} of {of} changed since: restore what was added, removed or edited, or erase anew"
+                )
 
     @abstractmethod
     def prepare(self, model: Model) -> None:

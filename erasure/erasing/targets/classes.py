@@ -28,29 +28,30 @@ from erasure.sampling.draw import DRAWING
 class ClassTarget(ForgetTarget):
     """Classes of the data set that a model was trained on."""
 
-    def __init__(self, model: Model, wanted: TargetSpec) -> None:
+    def __init__(self, model: Model, spec: TargetSpec) -> None:
         for flag in ("concept", "anchor", "retain"):
-            if getattr(wanted, flag):
+            if getattr(spec, flag):
                 raise NotApplicableError(
                     f"--{flag} is for text-to-image models: {model.source} knows classes, so give --forget with classes"
                 )
-        self.source = DataSource.of(model, wanted)
+        self.source = DataSource.of(model, spec)
         self._dataset = data_of(model, self.source)
-        names, gone = self._dataset.class_names, model.erased_classes
-        self.task = Task.of_classes(wanted.forget, names, gone) if wanted.forget is not None else Task(names, (), gone)
-        self._wanted = wanted
+        names, erased = self._dataset.class_names, model.erased_classes
+        self.task = Task.of_classes(spec.forget, names, erased) if spec.forget is not None else Task(names, (), erased)
+        self._spec = spec
+        self._classifiers: dict[str | None, Classifier | None] = {}
         self._erased = erased_before(model, self.source, self._dataset)
         self._retrained: dict[str, Classifier] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
         """The classes, and where their data is."""
-        wanted = self._wanted
+        spec = self._spec
         return {
-            "forget": wanted.forget,
-            "data": placed(wanted.data),
-            "data_dir": str(Path(wanted.data_dir).resolve()) if wanted.data_dir else None,
-            "image_size": wanted.image_size,
+            "forget": spec.forget,
+            "data": placed(spec.data),
+            "data_dir": str(Path(spec.data_dir).resolve()) if spec.data_dir else None,
+            "image_size": spec.image_size,
             "data_hash": self._dataset.hash,
         }
 
@@ -109,7 +110,7 @@ class ClassTarget(ForgetTarget):
             about = {"version": DRAWING, "model": model.hash, "seed": evaluation.sample_seed, **settings}
             key = fingerprint(about | ({STEERING: model.info[STEERING]} if STEERING in model.info else {}))
             folder = cache_folder() / "samples" / key[:32]
-        classifier = held_classifier(evaluation.classifier, self._dataset)
+        classifier = self.classifier(evaluation)
         return GeneratorOutputs(model, self.task, dataset, folder, evaluation, classifier=classifier, original=original)
 
     def _retrained_for(self, evaluation: EvaluationConfig) -> Classifier | None:
@@ -123,9 +124,15 @@ class ClassTarget(ForgetTarget):
             raise OptionError(f"--retrained {given} has other classes than {self._dataset.name}")
         return self._retrained[given]
 
+    def classifier(self, evaluation: EvaluationConfig) -> Classifier | None:
+        """The classifier that labels generated images, loaded once: the one given, or the one that ships."""
+        if evaluation.classifier not in self._classifiers:
+            self._classifiers[evaluation.classifier] = opened_classifier(evaluation.classifier, self._dataset)
+        return self._classifiers[evaluation.classifier]
+
     def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
         """32 forget and 32 retain images in 20 denoising steps."""
-        labeler = held_classifier(evaluation.classifier, self._dataset)
+        labeler = self.classifier(evaluation)
         if labeler is None or not isinstance(model, DiffusionModel) or not model.conditional:
             raise NotApplicableError("--probe-every needs a class-conditional generator and a classifier of its data")
         seeds = {
@@ -137,7 +144,7 @@ class ClassTarget(ForgetTarget):
 
     def check_labeler(self, evaluation: EvaluationConfig) -> None:
         """The classifier knows the data's classes."""
-        held_classifier(evaluation.classifier, self._dataset)
+        self.classifier(evaluation)
 
     def mark(self, info: ModelInfo) -> None:
         """A later erasure does not retain these classes."""
@@ -153,15 +160,15 @@ class DataSource(NamedTuple):
     same: bool
 
     @classmethod
-    def of(cls, model: Model, wanted: TargetSpec) -> DataSource:
+    def of(cls, model: Model, spec: TargetSpec) -> DataSource:
         """The data as asked for, or as the model records it; raises DataError when neither says which."""
         noted = model.info.get("recipe") or {}
-        spec = wanted.data or noted.get("data") or model.info.get("data")
-        if spec is None:
+        data = spec.data or noted.get("data") or model.info.get("data")
+        if data is None:
             raise DataError(f"{model.source} does not record what it was trained on: give --data")
-        same = wanted.data is None or wanted.data == noted.get("data")
-        directory = wanted.data_dir or (noted.get("data_dir") if same else None)
-        return cls(spec, directory, wanted.image_size or (noted.get("image_size") if same else None), same)
+        same = spec.data is None or spec.data == noted.get("data")
+        directory = spec.data_dir or (noted.get("data_dir") if same else None)
+        return cls(data, directory, spec.image_size or (noted.get("image_size") if same else None), same)
 
 
 def data_of(model: Model, source: DataSource) -> Dataset:
@@ -192,15 +199,18 @@ def data_of(model: Model, source: DataSource) -> Dataset:
 
 def erased_before(model: Model, source: DataSource, dataset: Dataset) -> np.ndarray:
     """Which samples single-sample erasures of this model name, (n,) booleans; they are not retained again."""
-    gone = np.zeros(len(dataset), dtype=bool)
+    erased = np.zeros(len(dataset), dtype=bool)
     recipe = model.info.get("recipe") or {}
     for spec in model.info.get("erased_samples", ()) if source.same else ():
-        gone[forget_ids(spec, dataset, recipe.get("seed", 0))] = True
-    return gone
+        erased[forget_ids(spec, dataset, recipe.get("seed", 0))] = True
+    return erased
 
 
-def held_classifier(given: str | None, dataset: Dataset) -> Classifier | None:
-    """The classifier that judges samples: the one given, the one that ships for this data, or none."""
+def opened_classifier(given: str | None, dataset: Dataset) -> Classifier | None:
+    """The classifier of this data's classes: the one given, the one that ships, or none.
+
+    Raises OptionError when it knows other classes.
+    """
     chosen = given or shipped_classifier(dataset.name)
     if chosen is None:
         return None

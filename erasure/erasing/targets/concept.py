@@ -34,23 +34,24 @@ from erasure.prompts.concept import Concept
 from erasure.sampling.draw import DRAWING, SamplingOptions
 from erasure.training.latent_cache import Latents
 
-FEW = 20  # images of a look during training, of forget prompts and of retain prompts
+FEW = 20  # images of a probe during training, of forget prompts and of retain prompts
 
 
 class ConceptTarget(ForgetTarget):
     """A concept in prompts, for a text-to-image model."""
 
-    def __init__(self, model: StableDiffusion, concept: Concept, wanted: TargetSpec, seed: int) -> None:
+    def __init__(self, model: StableDiffusion, concept: Concept, spec: TargetSpec, seed: int) -> None:
         gone = {(domain, value) for domain, value in model.info.get("erased_values", ())}
         kept = tuple(row for row in concept.retain if not gone & set(row.shows))
         if not kept:
             raise OptionError("every prompt to retain shows what was erased from this model before: give --retain")
         self.concept = replace(concept, retain=kept)
         self.task = text_task(self.concept)
-        self._model, self._wanted, self._seed = model, wanted, seed
+        self._model, self._spec, self._seed = model, spec, seed
+        self._labelers: dict[str | None, ImageLabeler | None] = {}
         card = model.info.get("erase", {}).get("training_images", {})
         self._training_images: TrainingImageOptions = config.build(
-            TrainingImageOptions, "the training images", card, wanted.training_images
+            TrainingImageOptions, "the training images", card, spec.training_images
         )
         self._training_images.check()
 
@@ -67,9 +68,9 @@ class ConceptTarget(ForgetTarget):
             "images_hash": self._images_hash,
             "parts_hash": self._model.parts_hash,
             "training_images_seed": self._seed,
-            "data": placed(self._wanted.data),
-            "data_dir": str(Path(self._wanted.data_dir).resolve()) if self._wanted.data_dir else None,
-            "image_size": self._wanted.image_size,
+            "data": placed(self._spec.data),
+            "data_dir": str(Path(self._spec.data_dir).resolve()) if self._spec.data_dir else None,
+            "image_size": self._spec.image_size,
         }
 
     @cached_property
@@ -84,7 +85,7 @@ class ConceptTarget(ForgetTarget):
 
     @cached_property
     def forget_data(self) -> Latents:
-        """Those of the prompts to forget, which are not drawn before somebody asks."""
+        """Those of the prompts to forget; generated when first asked for."""
         return text_training_images(self._bound, self.concept, self._training_images, self._seed, "forget")
 
     @cached_property
@@ -94,7 +95,7 @@ class ConceptTarget(ForgetTarget):
 
     @cached_property
     def _bound(self) -> StableDiffusion:
-        """The model as it was, bound to the prompts; the user is told of those that say nothing to it."""
+        """The model as it was, bound to the prompts; warn about prompts that do not change its prediction."""
         if self._model.class_names != self.task.class_names:
             self.prepare(self._model)
         warn_without_effect(self._model, self.concept, self.task)
@@ -108,10 +109,10 @@ class ConceptTarget(ForgetTarget):
     @cached_property
     def reference(self) -> Dataset:
         """Real images for distances: those named by --data, or what the model records; empty without any."""
-        spec = self._wanted.data or self._model.info.get("data")
+        spec = self._spec.data or self._model.info.get("data")
         if spec is None:
             return Dataset.nothing()
-        return load_dataset(spec, "train", self._wanted.data_dir, self._wanted.image_size)
+        return load_dataset(spec, "train", self._spec.data_dir, self._spec.image_size)
 
     def outputs(
         self, model: Model, evaluation: EvaluationConfig, folder: Path | None, original: ModelOutputs | None = None
@@ -137,25 +138,33 @@ class ConceptTarget(ForgetTarget):
         )
 
     def labeler(self, evaluation: EvaluationConfig) -> ImageLabeler | None:
-        """The judge that was named, or the shipped classifier of the model's data; None without either."""
-        wanted = [pair for row in (*self.concept.forget, *self.concept.retain) for pair in row.shows]
-        given = evaluation.classifier or shipped_classifier(self._model.info.get("data"))
+        """The classifier that labels images, loaded once: the one given, or the one that ships for the model's data.
+
+        None without either, or when no prompt says what it shows.
+        """
+        if evaluation.classifier not in self._labelers:
+            self._labelers[evaluation.classifier] = self._opened(evaluation.classifier)
+        return self._labelers[evaluation.classifier]
+
+    def _opened(self, classifier: str | None) -> ImageLabeler | None:
+        shown = [pair for row in (*self.concept.forget, *self.concept.retain) for pair in row.shows]
+        given = classifier or shipped_classifier(self._model.info.get("data"))
         if given is None:
             return None
-        if not wanted:
-            if evaluation.classifier:
+        if not shown:
+            if classifier:
                 log_user(
                     f"--classifier {given} is not used: the prompts do not say what they show (the column `shows`)"
                 )
             return None
-        return open_labeler(given, wanted, device())
+        return open_labeler(given, shown, device())
 
     def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
         """UA and IRA over some 20 images each, in ten denoising steps."""
         labeler = self.labeler(evaluation)
         if labeler is None:
             raise NotApplicableError(
-                "--probe-every needs a judge: give --classifier, and prompts that say what they show"
+                "--probe-every needs a classifier: give --classifier, and prompts that say what they show"
             )
         single = [row for row in self.concept.retain if len({domain for domain, _ in row.shows}) == len(row.shows)]
         count = max(1, FEW // len(self.concept.forget))
@@ -184,10 +193,10 @@ class ConceptTarget(ForgetTarget):
         return probe
 
     def check_labeler(self, evaluation: EvaluationConfig) -> None:
-        """The judge knows what the prompts show; without one it is said that forgetting will not be measured."""
+        """Open the classifier early; without one, say that forgetting will not be measured."""
         if self.labeler(evaluation) is None:
             log_user(
-                "note: nobody is there to judge, so forgetting will be shown in pictures but not measured: give "
+                "note: no classifier labels the images, so forgetting is shown in pictures but not measured: give "
                 "--classifier (a model, or clip:ID) and prompts that say what they show (a CSV with the column `shows`)"
             )
 

@@ -24,30 +24,31 @@ from erasure.models.info import ModelInfo
 class SampleTarget(ClassTarget):
     """Single samples of the data set that a classifier was trained on; `ids` (m,) says which."""
 
-    def __init__(self, model: Model, wanted: TargetSpec, seed: int) -> None:
+    def __init__(self, model: Model, spec: TargetSpec, seed: int) -> None:
         """`seed` draws a random share that names no seed of its own."""
-        spec = wanted.forget
-        assert spec is not None
+        asked = spec.forget
+        assert asked is not None
         if not isinstance(model, Classifier):
             raise NotApplicableError(
-                f"--forget {spec} names single samples: a {model.family} model is asked for classes, not for one "
+                f"--forget {asked} names single samples: a {model.family} model is asked for classes, not for one "
                 "of its training images, so give classes, such as --forget class:3"
             )
-        super().__init__(model, replace(wanted, forget=None))
+        super().__init__(model, replace(spec, forget=None))
         recipe = model.info.get("recipe") or {}
-        kind, value = parts_of(spec)
+        forget = asked
+        kind, value = parts_of(forget)
         if kind == "mislabelled":
-            spec, seed = _recorded_share(spec, recipe if self.source.same else {}, model), recipe.get("seed", 0)
+            forget, seed = _recorded_share(asked, recipe if self.source.same else {}, model), recipe.get("seed", 0)
         elif kind == "random":
-            spec = spec if share_of(spec)[1] is not None else f"random:{value}@{seed}"
-        self.ids = forget_ids(spec, self._dataset, seed)
+            forget = asked if share_of(asked)[1] is not None else f"random:{value}@{seed}"
+        self.ids = forget_ids(forget, self._dataset, seed)
         if kind == "ids":
-            spec = _listed(self.ids) if LISTED.fullmatch(value) else f"ids:{Path(value).resolve()}"
-        self._wanted = replace(wanted, forget=spec)
-        title = spec.partition("@")[0] if kind != "ids" else f"{len(self.ids)} ids"
+            forget = _listed(self.ids) if LISTED.fullmatch(value) else f"ids:{Path(value).resolve()}"
+        self._spec = replace(spec, forget=forget)
+        title = forget.partition("@")[0] if kind != "ids" else f"{len(self.ids)} ids"
         self.task = Task(self.task.class_names, (), self.task.already_erased, title=title, samples=True)
         if not self.kept.any():
-            raise OptionError(f"--forget {wanted.forget} leaves no sample to retain that was not erased before")
+            raise OptionError(f"--forget {asked} leaves no sample to retain that was not erased before")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class SampleTarget(ClassTarget):
 
     def mark(self, info: ModelInfo) -> None:
         """A later erasure does not retain these samples."""
-        spec = self._wanted.forget
+        spec = self._spec.forget
         assert spec is not None
         if parts_of(spec)[0] == "ids":  # the file may go, the model stays
             spec = _listed(self.ids)

@@ -121,10 +121,10 @@ class ConceptAblation(GradientMethod):
         forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
         return {"loss": forget_loss + self.alpha * retain_loss, "forget": forget_loss, "retain": retain_loss}
 
-    def _original(self, model: Model, mask: Mask | None) -> tuple[Model, int]:
+    def _original(self, model: Model, mask: Mask | None, copy: Model | None = None) -> tuple[Model, int]:
         """No second network where the teacher is the one in training."""
         current = self.teacher == "current" or self.variant == "noise"
-        return (model, 0) if current else super()._original(model, mask)
+        return (model, 0) if current else super()._original(model, mask, copy)
 
     def _concepts(self, anchors: Tensor, task: Task, generator: torch.Generator) -> Tensor:
         """For each of `anchors` (b,) a label to forget that it is an anchor of, drawn evenly, (b,)."""
