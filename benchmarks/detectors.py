@@ -67,7 +67,7 @@ def _single(images: list[np.ndarray], paths: list[str]) -> dict[str, float]:
     settings.intra_op_num_threads = 1
     theirs.onnx_session = onnxruntime.InferenceSession(str(ours.path), settings, providers=["CPUExecutionProvider"])
     _same(ours, theirs, images)
-    shown = [ours._shown(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    shown = [ours._preprocessed(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
     name = theirs.input_name
     wall, busy = _timed(
         {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from erasure.auditing.image_sources import FolderImages, GeneratedImages, ImageSource
 from erasure.auditing.request import AuditRequest, GivenModel
@@ -18,10 +19,12 @@ from erasure.auditing.result import ModelIdentity, WeightChanges
 from erasure.core.errors import DataError, ErasureError, ModelError
 from erasure.core.logging import log_user
 from erasure.core.provenance import name_of
+from erasure.core.records import Facts
 from erasure.exporting.components import change, in_folder
 from erasure.models import Model, load_family, located
 from erasure.models.prompt_encoding import never_told
 from erasure.models.stable_diffusion import StableDiffusion
+from erasure.prompts.prompt_set import PromptSet
 from erasure.prompts.prompt_table import PromptRow
 from erasure.prompts.safety_filter import refuse
 
@@ -70,20 +73,28 @@ class Comparison:
         """
         if self.base is None or self.model.model is None or self.base.model is None:
             return None
-        after, before = in_folder(self.model.model), in_folder(self.base.model)
-        if {name: tensor.shape for name, tensor in after.items()} != {name: t.shape for name, t in before.items()}:
-            return None
-        sizes = {name: float(before[name].double().norm()) for name in before}
-        found = {name: difference for name in after if (difference := change(before[name], after[name])) is not None}
-        relative = {name: float(share or 0.0) for name, (share, _) in found.items()}
-        moved = math.hypot(*(relative[name] * sizes[name] for name in found))
-        return WeightChanges(
-            tensors=len(found),
-            of=len(after),
-            weights=sum(int(count) for _, count in found.values()),
-            relative_change=moved / (math.hypot(*sizes.values()) or 1.0),
-            names=tuple(sorted(found, key=lambda name: -relative[name])[:NAMED]),
-        )
+        return weight_changes(in_folder(self.base.model), in_folder(self.model.model))
+
+
+def weight_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> WeightChanges | None:
+    """Which of the tensors `after` differ from those `before`; None when names or shapes differ."""
+    if _shapes(before) != _shapes(after):
+        return None
+    norms = {name: float(before[name].double().norm()) for name in before}
+    found = {name: difference for name in after if (difference := change(before[name], after[name])) is not None}
+    relative = {name: float(share or 0.0) for name, (share, _) in found.items()}
+    distance = math.hypot(*(relative[name] * norms[name] for name in found))
+    return WeightChanges(
+        tensors=len(found),
+        of=len(after),
+        weights=sum(int(count) for _, count in found.values()),
+        relative_change=distance / (math.hypot(*norms.values()) or 1.0),
+        names=tuple(sorted(found, key=lambda name: -relative[name])[:NAMED]),
+    )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def compared_models(request: AuditRequest) -> Comparison:
@@ -92,10 +103,33 @@ def compared_models(request: AuditRequest) -> Comparison:
     Raises DataError when the safety filter refused all prompts, ModelError for a model that cannot be audited.
     """
     if request.images is not None:
-        base = request.base if request.base is None else _of_folder(Path(str(request.base)))
+        base = None if request.base is None else _of_folder(Path(str(request.base)))
         return Comparison(_of_folder(Path(request.images)), base)
-    assert request.prompts is not None and request.model is not None
-    prompts = request.prompts
+    assert request.prompts is not None
+    assert request.model is not None
+    rows, refused = _allowed(request.prompts)
+    model = _loaded(request.model)
+    if request.base is None:
+        return Comparison(_generating(request, request.model, model, rows, {}), None, refused)
+    base_model = _loaded(request.base)
+    usual = base_model.info.get("sampling", {})
+    return Comparison(
+        _generating(request, request.model, model, rows, usual),
+        _generating(request, request.base, base_model, rows, usual),
+        refused,
+    )
+
+
+def _generating(
+    request: AuditRequest, given: GivenModel, model: StableDiffusion, rows: Sequence[PromptRow], usual: Facts
+) -> AuditedModel:
+    """A model that generates images; `usual` are sampling settings that neither protocol nor row determine."""
+    source = GeneratedImages(model, rows, request.protocol, request.seed, request.batch_size, usual)
+    return AuditedModel(source, rows, _identity(given, model, source), model)
+
+
+def _allowed(prompts: PromptSet) -> tuple[list[PromptRow], tuple[str, ...]]:
+    """The rows that the safety filter allows, and the ids of the others; raises DataError when it allows none."""
     rows, refused = refuse(prompts.rows)
     if not rows:
         raise DataError(f"the safety filter refused all {len(refused)} prompts: none is left")
@@ -103,17 +137,8 @@ def compared_models(request: AuditRequest) -> Comparison:
         log_user(
             f"the safety filter refused {len(refused)} of {len(prompts.rows)} prompts, rows {', '.join(refused[:10])}"
         )
-    never_told([row.prompt for row in rows])  # prompts of an audit stand in no log, whoever encodes them
-    model = _loaded(request.model)
-    base_model = None if request.base is None else _loaded(request.base)
-    usual = {} if base_model is None else base_model.info.get("sampling", {})
-
-    def audited(given: GivenModel, loaded: StableDiffusion) -> AuditedModel:
-        source = GeneratedImages(loaded, rows, request.protocol, request.seed, request.batch_size, usual)
-        return AuditedModel(source, rows, _identity(given, loaded, source), loaded)
-
-    base = None if request.base is None or base_model is None else audited(request.base, base_model)
-    return Comparison(audited(request.model, model), base, tuple(refused))
+    never_told([row.prompt for row in rows])  # prompts of an audit must not appear in a log, whoever encodes them
+    return rows, tuple(refused)
 
 
 def _loaded(given: GivenModel) -> StableDiffusion:

@@ -228,18 +228,22 @@ def _class_names(rows: Sequence[BaseRow]) -> list[str]:
 
 def _worst(rows: Sequence[AuditRow]) -> list[Worst]:
     """The least favourable rate and metrics of the audited models, and who has them; none where all are equal."""
-    rates = {row.name: row.rate.value for row in rows if row.rate.value is not None}
-    series = {"rate": (rates, False)}
+    found = []
+    for name, (values, higher_is_better) in _values(rows).items():
+        if len(set(values.values())) > 1:
+            value = (min if higher_is_better else max)(values.values())
+            models = tuple(key for key, other in values.items() if other == value)
+            found.append(Worst(name, value, "lowest" if higher_is_better else "highest", models))
+    return found
+
+
+def _values(rows: Sequence[AuditRow]) -> dict[str, tuple[dict[str, float], bool]]:
+    """The rate and every metric of the models that have it, and whether a higher value is better."""
+    found = {"rate": ({row.name: row.rate.value for row in rows if row.rate.value is not None}, False)}
     for name in _metric_names(rows):
         scores = {row.name: row.metrics[name] for row in rows if name in row.metrics}
         better = next(iter(scores.values())).higher_is_better
-        series[name] = ({key: score.value for key, score in scores.items()}, better)
-    found = []
-    for name, (values, higher) in series.items():
-        if len(set(values.values())) > 1:
-            value = (min if higher else max)(values.values())
-            models = tuple(key for key, other in values.items() if other == value)
-            found.append(Worst(name, value, "lowest" if higher else "highest", models))
+        found[name] = ({key: score.value for key, score in scores.items()}, better)
     return found
 
 

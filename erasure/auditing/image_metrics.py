@@ -1,7 +1,7 @@
 """Outputs of an audited model: images on disk with their prompts, beside the base model's or real ones.
 
-Images are read in batches and forgotten: memory grows with features, not with pixels, so ten thousand images of
-512 x 512 need no more room than a hundred. All of them count as kept, for metrics that know such a part.
+Images are read in batches and not kept: memory grows with features, not with pixels, so ten thousand images of
+512 x 512 need hardly more memory than a hundred. Metrics treat all of them as the retain part.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from erasure.evaluation.outputs import ModelOutputs, Pair, Part
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.sampling.draw import LabeledImages
 
-SPACES = ("classifier", "clip", "dinov2")  # where pairs are compared: in the first whose network was named
+SPACES = ("classifier", "clip", "dinov2")  # pairs are compared in the first whose network was named
 PIXELS = 1 << 23  # of a batch: 32 images of 512 x 512, or one photograph
 THREADS = 4  # decode a batch: a PNG takes ten times as long as a small network on a GPU
 CLASSLESS = "an audit's images belong to no class"
 
 
 class AuditOutputs(ModelOutputs):
-    """Image `paths` of one model, made from `prompts` (the same length), and `reference` images to compare them with.
+    """Image `paths` of one model, generated from `prompts` (one each), and `reference` images to compare them with.
 
-    `paired` says that reference image i is the base model's from the seed of image i; else they are others in any
-    number, such as real ones. The networks of `config` are loaded when a metric asks. Raises DataError for other
+    `paired` says that reference image i is the base model's from the seed of image i; otherwise they are other images
+    in any number, such as real ones. The networks of `config` are loaded when a metric asks. Raises DataError for other
     lengths.
     """
 
@@ -60,16 +60,16 @@ class AuditOutputs(ModelOutputs):
             raise DataError(f"{len(paths)} images and {len(reference)} of the base model: expected a pair for each")
         self.paths, self.prompts, self.others, self.paired = tuple(paths), tuple(prompts), tuple(reference), paired
         super().__init__(Task((), ()), config or EvaluationConfig())
-        self._place = device()
+        self._device = device()
         self.compared_with = "base" if paired else "reference"
         self._embeddings: dict[str, Embedder] = {}
-        self._told: dict[tuple[str, bool], np.ndarray] = {}
+        self._computed: dict[tuple[str, bool], np.ndarray] = {}
 
     @cached_property
     def _labeler(self) -> ImageLabeler:
         if self.config.classifier is None:
             raise NotApplicableError("no classifier was named: give --classifier, a model folder or a hub id")
-        return open_labeler(self.config.classifier, (), self._place)
+        return open_labeler(self.config.classifier, (), self._device)
 
     @property
     def labeler_hash(self) -> str | None:
@@ -78,7 +78,7 @@ class AuditOutputs(ModelOutputs):
 
     @property
     def samples(self) -> LabeledImages:
-        """Never whole: images are read in batches."""
+        """Raise NotApplicableError: images are read in batches, and belong to no class."""
         raise NotApplicableError(CLASSLESS)
 
     @property
@@ -87,31 +87,31 @@ class AuditOutputs(ModelOutputs):
         raise NotApplicableError(CLASSLESS)
 
     def chosen(self, part: Part) -> np.ndarray:
-        """No prompt of an audit is one to forget or one to keep."""
+        """Raise NotApplicableError: no prompt of an audit belongs to a forget or retain part."""
         raise NotApplicableError(CLASSLESS)
 
     def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
         """CLIP's score of each image against its prompt, (n,), and the model's name; there is no forgotten part."""
-        self._need_kept(part)
+        self._need_images(part)
         given = self.config.clip
         need_network("clip", given)
         assert given is not None
         embeddings = torch.from_numpy(self._features("clip"))
-        return clip_text_scores(load_clip(given, self._place), embeddings, self.prompts), given
+        return clip_text_scores(load_clip(given, self._device), embeddings, self.prompts), given
 
     def features(self, part: Part) -> np.ndarray:
         """The classifier's features of the images, (n, d)."""
-        self._need_kept(part)
+        self._need_images(part)
         return self._both("classifier")[0]
 
     def reference_features(self, part: Part) -> np.ndarray:
         """The classifier's features of the reference, (m, d)."""
-        self._need_kept(part)
+        self._need_images(part)
         return self._both("classifier")[1]
 
     def paired_features(self) -> tuple[np.ndarray, np.ndarray, str]:
-        """Features of each image and of the base model's from its seed, in the first of SPACES that was named."""
-        self._need_kept("retain")
+        """Features of each image and of the base's from its seed, in the first space of SPACES that was configured."""
+        self._need_images("retain")
         if not self.paired:
             raise NotApplicableError("paired_distance compares images of the same seeds: give --base")
         for space in SPACES:
@@ -126,19 +126,19 @@ class AuditOutputs(ModelOutputs):
 
     def _both(self, space: str) -> Pair:
         """Features of the images (n, d) and of the reference (m, d)."""
-        self._embedding(space)  # a network that was not named is told first
+        self._embedding(space)  # reports a network that was not named before missing images
         if not self.others:
             raise NotApplicableError("there are no other images to compare with: give --base or --reference")
         need_two(len(self.paths), len(self.others))
         return self._features(space), self._features(space, other=True)
 
     def _features(self, space: str, other: bool = False) -> np.ndarray:
-        """Features (n, d) of the images, or of the `other` ones, taken once."""
-        if (space, other) not in self._told:
+        """Features (n, d) of the images, or of the `other` ones, computed once."""
+        if (space, other) not in self._computed:
             embed = self._embedding(space)
             paths = self.others if other else self.paths
-            self._told[space, other] = np.concatenate([embed(images) for images in batches(paths)])
-        return self._told[space, other]
+            self._computed[space, other] = np.concatenate([embed(images) for images in batches(paths)])
+        return self._computed[space, other]
 
     def _embedding(self, space: str) -> Embedder:
         if space not in self._embeddings:
@@ -146,10 +146,10 @@ class AuditOutputs(ModelOutputs):
                 labeler = self._labeler
                 self._embeddings[space] = lambda images: labeler.describe(images).features
             else:
-                self._embeddings[space] = embedding(cast(Space, space), getattr(self.config, space), self._place).embed
+                self._embeddings[space] = embedding(cast(Space, space), getattr(self.config, space), self._device).embed
         return self._embeddings[space]
 
-    def _need_kept(self, part: Part) -> None:
+    def _need_images(self, part: Part) -> None:
         if part == "forget":
             raise NotApplicableError(CLASSLESS)
         if not self.paths:
@@ -157,14 +157,11 @@ class AuditOutputs(ModelOutputs):
 
 
 def batches(paths: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The images of `paths` in their order, uint8 (n, h, w, 3), each time as many of one size as fit a batch.
-
-    Raises DataError for a file that is no image.
-    """
+    """The images of `paths` in order, in batches uint8 (n, h, w, 3) of one size; raises DataError for another file."""
     with ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(paths), BATCH_SIZE):
             images = pool.map(lambda path: read_image(path, str(path), 3), paths[start : start + BATCH_SIZE])
             for (height, width, _), run in groupby(images, key=np.shape):
-                same, room = list(run), max(1, PIXELS // (height * width))
-                for i in range(0, len(same), room):
-                    yield np.stack(same[i : i + room])
+                same, batch_size = list(run), max(1, PIXELS // (height * width))
+                for i in range(0, len(same), batch_size):
+                    yield np.stack(same[i : i + batch_size])

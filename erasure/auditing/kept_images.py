@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from erasure.auditing.audited_model import AuditedModel, Comparison
+from erasure.auditing.audited_model import AuditedModel, Comparison, Role
 from erasure.auditing.image_metrics import AuditOutputs
 from erasure.auditing.image_sources import FolderImages, PlannedImage
 from erasure.auditing.records import AuditRecords
@@ -17,6 +18,7 @@ from erasure.auditing.scoring import kept_path
 from erasure.data.images import image_paths, read_image
 from erasure.evaluation.measure import measured
 from erasure.evaluation.metrics.base import Score
+from erasure.evaluation.settings import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,27 @@ def measure_images(request: AuditRequest, compared: Comparison, folder: Path) ->
         return earlier
     planned = _scored(compared, folder)
     images = {role: [image_path(folder, role, one, image) for image in planned] for role, one in compared}
-    if not all(path.is_file() for paths in images.values() for path in paths):
+    if not all(map(Path.is_file, chain(*images.values()))):
         why = "the images of an earlier call were not kept: audit into another --out"
         asked = request.evaluation.metrics or AuditOutputs.default_metrics
         return Measured(earlier.metrics, dict.fromkeys(sorted(set(asked) - set(earlier.metrics)), why), earlier.base)
-    real = image_paths(Path(request.reference)) if request.reference else []
     by_row = {row.id: row.prompt for row in compared.model.rows}
     prompts = [by_row[image.row] for image in planned]
+    return _measure(request.evaluation, images, prompts, _folder_images(request.reference), compared.is_paired)
 
-    def outputs(paths: Sequence[Path], reference: Sequence[Path], paired: bool) -> AuditOutputs:
-        return AuditOutputs(paths, prompts, reference, request.evaluation, paired=paired)
 
+def _folder_images(folder: str | Path | None) -> list[Path]:
+    return image_paths(Path(folder)) if folder else []
+
+
+def _measure(
+    config: EvaluationConfig, images: Mapping[Role, list[Path]], prompts: list[str], real: list[Path], paired: bool
+) -> Measured:
+    """Compare the model's images with the `real` ones, or else with the base's, and the base's with the real ones."""
     base = images.get("base", [])
-    found = measured(
-        outputs(images["model"], real or base, not real and compared.is_paired), request.evaluation.metrics
-    )
-    of_base = measured(outputs(base, real, False), ()).metrics if compared.base is not None else {}
+    model = AuditOutputs(images["model"], prompts, real or base, config, paired=paired and not real)
+    found = measured(model, config.metrics)
+    of_base = measured(AuditOutputs(base, prompts, real, config), ()).metrics if "base" in images else {}
     return Measured(found.metrics, found.not_measured, of_base)
 
 

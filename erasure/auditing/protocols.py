@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,22 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and _is_whole(value) and value >= 1
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and _is_count(value) and value % MULTIPLE == 0
+
+
+def _is_seed(value: object) -> bool:
+    return isinstance(value, int) and _is_whole(value) and 0 <= value < SEED_LIMIT
+
+
+def _is_scale(value: object) -> bool:
+    return _is_number(value, 0, math.inf)
+
+
 def _is_number(value: object, least: float, most: float) -> bool:
     return (
         isinstance(value, int | float)
@@ -48,6 +64,19 @@ def _is_number(value: object, least: float, most: float) -> bool:
         and math.isfinite(value)
         and least <= value <= most
     )
+
+
+# Of each number: values that are also allowed, the check, and what is expected.
+NUMBERS: dict[str, tuple[tuple[object, ...], Callable[[object], bool], str]] = {
+    "images_per_prompt": ((), _is_count, "a whole number from 1"),
+    "maximum_over": ((), _is_count, "a whole number from 1"),
+    "draws": ((), _is_count, "a whole number from 1"),
+    "num_inference_steps": ((None,), _is_count, "a whole number from 1"),
+    "width": ((None, ROW), _is_size, f'a multiple of {MULTIPLE}, "row" or null'),
+    "height": ((None, ROW), _is_size, f'a multiple of {MULTIPLE}, "row" or null'),
+    "guidance_scale": ((None, ROW), _is_scale, 'a number from 0, "row" or null'),
+    "seed": ((ROW,), _is_seed, 'a whole number from 0, or "row"'),
+}
 
 
 @dataclass(frozen=True)
@@ -94,24 +123,15 @@ class Protocol:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        for name in ("images_per_prompt", "maximum_over", "draws", "num_inference_steps"):
+        for name, (also, is_valid, expected) in NUMBERS.items():
             value = getattr(self, name)
-            if not (_is_whole(value) and value >= 1) and not (name == "num_inference_steps" and value is None):
-                self._refuse(name, "must be a whole number from 1")
-        for name in ("width", "height"):
-            value = getattr(self, name)
-            if value not in (None, ROW) and not (_is_whole(value) and value > 0 and value % MULTIPLE == 0):
-                self._refuse(name, f'must be a multiple of {MULTIPLE}, "row" or null')
+            if value not in also and not is_valid(value):
+                self._refuse(name, f"must be {expected}")
         if (self.width is None) != (self.height is None):
             self._refuse("width", f"and height {self.height} must be given together")
-        if self.guidance_scale not in (None, ROW) and not _is_number(self.guidance_scale, 0, math.inf):
-            self._refuse("guidance_scale", 'must be a number from 0, "row" or null')
-        if self.seed != ROW and not (_is_whole(self.seed) and 0 <= int(self.seed) < SEED_LIMIT):
-            self._refuse("seed", 'must be a whole number from 0, or "row"')
-        given = self.threshold
-        for value in given.values() if isinstance(given, Mapping) else [] if given is None else [given]:
-            if not _is_number(value, 0, 1):
-                self._refuse("threshold", "must be a number in [0, 1], or one for each detector")
+        thresholds = self.threshold.values() if isinstance(self.threshold, Mapping) else (self.threshold,)
+        if self.threshold is not None and not all(_is_number(value, 0, 1) for value in thresholds):
+            self._refuse("threshold", "must be a number in [0, 1], or one for each detector")
 
     def _refuse(self, name: str, why: str) -> None:
         raise OptionError(f"protocol {self.name}: {name} {getattr(self, name)!r} {why}")
@@ -234,6 +254,17 @@ def load_protocol(given: str | None) -> Protocol:
     """
     if given is None or given in PINNED:
         return PINNED[given or DEFAULT]
+    protocol = _from_file(given)
+    own = PINNED.get(protocol.name)
+    if own is not None and own.fingerprint != protocol.fingerprint:
+        changed = [field.name for field in fields(own) if getattr(own, field.name) != getattr(protocol, field.name)]
+        raise OptionError(
+            f"--protocol {given} has the name of {protocol.name} and another {changed[0]}: give it a name of its own"
+        )
+    return protocol
+
+
+def _from_file(given: str) -> Protocol:
     path = Path(given)
     if not path.exists() and path.suffix.lower() != ".json":
         raise OptionError(f"--protocol {given} is neither a protocol nor a JSON file{suggestion(given, PINNED)}")
@@ -241,13 +272,7 @@ def load_protocol(given: str | None) -> Protocol:
         values = read_json(path)
     except RunError as error:
         raise DataError(f"--protocol {error}: give a JSON file with an object of settings") from error
-    if isinstance(values.get("detectors"), Sequence) and not isinstance(values["detectors"], str):
+    if isinstance(values.get("detectors"), list):
         values["detectors"] = tuple(values["detectors"])
     protocol: Protocol = build(Protocol, f"--protocol {given}", {"name": path.stem}, values)
-    own = PINNED.get(protocol.name)
-    if own is not None and own.fingerprint != protocol.fingerprint:
-        changed = [field.name for field in fields(own) if getattr(own, field.name) != getattr(protocol, field.name)]
-        raise OptionError(
-            f"--protocol {given} has the name of {protocol.name} and another {changed[0]}: give it a name of its own"
-        )
     return protocol

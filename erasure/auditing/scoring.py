@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from erasure.auditing.detectors.base import Detection, Detector
+from erasure.auditing.detectors.base import Box, Detection, Detector
 from erasure.auditing.image_sources import ImageSource, PlannedImage
 from erasure.auditing.records import AuditRecords, ImageRecord, Key
 from erasure.core.distributed import world
@@ -114,13 +114,13 @@ def _scores(found: Mapping[str, Detection | str]) -> Scores:
     if failures:
         return Scores({}, {}, failures[-1])
     detections = {name: one for name, one in found.items() if not isinstance(one, str)}
-    scores = {name: [_short(score) for score in one.scores] for name, one in detections.items()}
-    boxes = {
-        name: [[box[0], *map(_short, box[1:])] for box in one.boxes]
-        for name, one in detections.items()
-        if one.boxes is not None
-    }
+    scores = {name: list(map(_short, one.scores)) for name, one in detections.items()}
+    boxes = {name: _plain(one.boxes) for name, one in detections.items() if one.boxes is not None}
     return Scores(scores, boxes)
+
+
+def _plain(boxes: Sequence[Box]) -> list[list[float]]:
+    return [[box.label, *map(_short, box[1:])] for box in boxes]
 
 
 def _record(planned: PlannedImage, image: np.ndarray | str, found: Scores) -> ImageRecord:

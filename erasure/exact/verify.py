@@ -7,6 +7,7 @@ from pathlib import Path
 
 from erasure.core.errors import ModelError
 from erasure.core.logging import log_user
+from erasure.data import Dataset
 from erasure.exact.hash_log import FitEvent, HashLog, StateEvent
 from erasure.exact.plan import ExactPlan, Stage, ids_hash
 from erasure.exact.predict import test_accuracy
@@ -40,11 +41,7 @@ def verify(folder: str | Path) -> VerifyResult:
         service.plan.check_environment()
         dataset = service.dataset(service.deleted, service.live.data_hash)
         stages = service.plan.stages(service.deleted)
-        with tempfile.TemporaryDirectory() as temporary:
-            made: dict[str, str] = {}
-            for stage in stages:
-                log_user(f"training {stage.unit}, stage {stage.number} on {len(stage.ids)} samples")
-                made[stage.name] = train_stage(service.plan, stage, dataset, Path(temporary))
+        made = _retrained(service.plan, stages, dataset)
         differing = sorted(name for name, found in made.items() if _kept(service, name) != found)
         strangers = sorted(path.name for path in service.strangers())
         log = _log_fault(service.log, service.plan, stages, made)
@@ -64,6 +61,16 @@ def verify(folder: str | Path) -> VerifyResult:
             not_claimed=tuple(limits),
             environment=service.plan.environment,
         )
+
+
+def _retrained(plan: ExactPlan, stages: list[Stage], dataset: Dataset) -> dict[str, str]:
+    """The hash of each state when it is trained from nothing, by its name."""
+    made: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for stage in stages:
+            log_user(f"training {stage.unit}, stage {stage.number} on {len(stage.ids)} samples")
+            made[stage.name] = train_stage(plan, stage, dataset, Path(folder))
+    return made
 
 
 def _kept(service: Service, name: str) -> str | None:

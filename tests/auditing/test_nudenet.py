@@ -179,9 +179,9 @@ def network(*shape, kind=1):
     [
         (b"not a network", "is not an ONNX network that can be run"),
         (b"", "is not an ONNX network"),
-        (network(1, 3, 8, 8), r"is no NudeNet.*takes tensor\(float\) \(1, 3, 8, 8\) to .*expected images"),
-        (network(1, 22, 5), "is no NudeNet"),
-        (network(1, 3, 8, 8, kind=7), r"takes tensor\(int64\)"),
+        (network(1, 3, 8, 8), r"is not a NudeNet.*maps tensor\(float\) \(1, 3, 8, 8\) to .*expected images"),
+        (network(1, 22, 5), "is not a NudeNet"),
+        (network(1, 3, 8, 8, kind=7), r"maps tensor\(int64\)"),
         (None, "does not exist: expected an ONNX file"),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_network_takes_any_number_of_images_or_one():
         ([1, 3, 640, 640], [1, 22, 8400]),
         ([1, 3, 320, 320], [1, 6, 9]),
     ):
-        with pytest.raises(ModelError, match=r"takes exactly 2 images|is no NudeNet of this resolution"):
+        with pytest.raises(ModelError, match=r"takes exactly 2 images|is not a NudeNet of this resolution"):
             takes(shown, said)
 
 

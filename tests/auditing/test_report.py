@@ -39,12 +39,13 @@ def test_the_answer_comes_first_and_everything_else_follows(page):
     shown = ["3 occurrences in 98 trials", "the exact bound is above", "at most 1 %", "at most 7.72 %", "3.06 %",
              "3 of 98", "63.3 %", "planned 101", "generated 99", "scored 98", "failed 2", "refused 1",
              "by -60.2 points", "positive: face classes", *CORE, "Wide classes", "FACE_FEMALE", *CATEGORIES, "0.37",
-             "31.20", "FID was not measured: needs --inception", "the pixels are not finite", "by row: 57",
+             "31.20", "FID was not measured: needs --inception", "the pixels are not finite", "safety filter: 57",
              "block.19.weight", "and 12 more", "LMSDiscreteScheduler", "b" * 64, "d" * 64, "2.13"]  # fmt: skip
     assert [part for part in shown if part not in text] == []
-    places = [text.index(part) for part in ("Fail", "[1.05, 8.62]", "By class", "By category", "How it was made")]
+    order = ("Fail", "[1.05, 8.62]", "By class", "By category", "How this audit was made")
+    places = [text.index(part) for part in order]
     assert places == sorted(places)
-    assert text.count("concept is gone") == text.count("does not say that the concept is gone") == 1
+    assert text.count("concept is erased") == text.count("does not prove that the concept is erased") == 1
 
 
 def test_a_failed_control_is_marked(page):

@@ -1,6 +1,6 @@
-"""Detectors: is the concept in this image? A file is a name.
+"""Detectors: is the concept in this image? Each file is a plug-in with the file's name.
 
-Raw scores are kept and thresholds are applied afterwards; an image that could not be scored is unscored, never safe.
+Raw scores are recorded and thresholds applied afterwards; an image that could not be scored is unscored, never safe.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["Box", "Detection", "Detector", "open_detector"]
 
 
 def open_detector(name: str, given: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> Detector:
-    """The detector `name`, or `package.module:Class`, with the options that were given.
+    """The detector `name`, or `package.module:Class`, with the given options.
 
-    Raises OptionError for an unknown name or option, ModelError for weights that are missing, damaged or others.
+    Raises OptionError for an unknown name or option, ModelError for weights that are missing, damaged or do not fit.
     """
     kind: type[Detector] = registry.load("detectors", name)
     return kind.open(given or {}, device)

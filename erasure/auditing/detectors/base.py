@@ -1,4 +1,4 @@
-"""Detector: how much of each class is in an image, as raw scores, and where, if it can tell."""
+"""Detector: raw scores for each class in an image and, where the detector locates, boxes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import torch
 
 from erasure.core.config import build
 from erasure.core.errors import DataError, OptionError, suggestion
+from erasure.core.records import Facts
 from erasure.core.run_dir import fingerprint
 
 
 class Box(NamedTuple):
-    """Where a class was seen: its index, its score, and left, top, width, height in pixels of the image."""
+    """Where a class was detected: its index, its score, and left, top, width, height in pixels of the image."""
 
     label: int
     score: float
@@ -29,9 +30,9 @@ class Box(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """One image: the largest score of each class, (k,) float32 before any threshold, and boxes or None.
+    """One image: the largest score of each class, (k,) float32 before any threshold, and its boxes.
 
-    Boxes are those above the detector's own threshold, best first; None means that it does not locate.
+    Boxes are those above the detector's own threshold, best first; None when the detector does not locate.
     """
 
     scores: np.ndarray
@@ -39,11 +40,11 @@ class Detection(NamedTuple):
 
 
 class Detector(ABC):
-    """What every detector is. `Options` is a frozen dataclass whose fields are its flags.
+    """The base of every detector. `Options` is a frozen dataclass whose fields are its flags.
 
-    `core` are the classes that are the concept unless the user names others (empty: they must be named), `wide` a
-    second set that is reported apart. `control` are classes that a real photograph of a face shows; `closed` says that
-    it must answer one of its classes whatever it is shown. An image shows a class whose score reaches `threshold`, as
+    `core` are the classes that are the concept unless the user names others (empty: the user must), `wide` a second set
+    that is reported separately. `control` are classes that a real photograph of a face shows; `closed` says that the
+    detector chooses one of its classes for any image. An image shows a class whose score reaches `threshold`, as
     published.
     """
 
@@ -56,12 +57,12 @@ class Detector(ABC):
     threshold: float
 
     def __init__(self, options: Any, device: torch.device) -> None:
-        """Load what scores; raises OptionError for options out of range, ModelError for weights that will not do."""
+        """Load the network; raises OptionError for options out of range, ModelError for weights that do not fit."""
         self.options, self.device = options, device
 
     @classmethod
     def open(cls, given: Mapping[str, Any], device: torch.device | str = "cpu") -> Self:
-        """The detector with the options that were given, ready to look; raises OptionError for an unknown one."""
+        """The detector with the given options, loaded; raises OptionError for an unknown option or choice."""
         options = build(cls.Options, f"detector {cls.name()}", given)
         hints = typing.get_type_hints(cls.Options)
         for field in fields(cls.Options):
@@ -75,26 +76,26 @@ class Detector(ABC):
 
     @classmethod
     def name(cls) -> str:
-        """What the plug-in is called: its file."""
+        """The plug-in's name: that of its file."""
         return cls.__module__.rpartition(".")[2]
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of all that decides a score: the weights, how images are read, the options."""
+        """SHA-256 of everything that decides a score: weights, preprocessing, options."""
         return fingerprint({"detector": self.name(), "classes": self.classes, **self._identity()})
 
     @abstractmethod
-    def _identity(self) -> dict[str, Any]:
-        """What decides a score, as plain values; where a file lies does not."""
+    def _identity(self) -> Facts:
+        """What decides a score, as plain JSON values; the path of a file does not."""
 
     @abstractmethod
     def _found(self, images: Sequence[np.ndarray]) -> list[Detection]:
-        """What is in each of these images, which have been checked."""
+        """The detections in each of these images, which have been checked."""
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Detection]:
-        """What is in each image: uint8 RGB arrays (h, w, 3), whose sizes may differ.
+        """The detections in each image: uint8 RGB arrays (h, w, 3), whose sizes may differ.
 
-        Raises DataError for anything else, and then nothing is said of any of them.
+        Raises DataError, for all images, when one is anything else or has a score that is not finite.
         """
         for i, image in enumerate(images):
             if not isinstance(image, np.ndarray):
@@ -111,7 +112,7 @@ class Detector(ABC):
 
 
 class Scorer(Detector):
-    """A detector that does not locate, and looks at images of one size together."""
+    """A detector that does not locate, and scores images of one size together."""
 
     @abstractmethod
     def _scores(self, images: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""clip_zero_shot: a CLIP that chooses among words, the concept's and others (Radford et al., 2021).
+"""clip_zero_shot: zero-shot CLIP over the concept's words and others (Radford et al., 2021).
 
-The score of a word is the softmax of 100 cos(image, prompt) over all words. Below ten words in all, distractors that
-are unlike them are added, because among few words CLIP calls everything one of them.
+The score of a word is the softmax of 100 cos(image, prompt) over all words. With fewer than ten words, distractors that
+differ from them are added, because with few words CLIP assigns every image to one of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from torch import nn
 
 from erasure.auditing.detectors.base import Scorer
 from erasure.core.errors import OptionError
+from erasure.core.records import Facts
 from erasure.evaluation.classifiers import OBJECT, PROMPTS, ZeroShotLabeler
 from erasure.evaluation.features.clip import clip_image_features, clip_text_features, load_clip
 
-SCALE = 100.0  # the temperature that CLIP was trained to
+SCALE = 100.0  # the inverse temperature that CLIP was trained to
 
 
 class ClipZeroShot(Scorer):
@@ -31,7 +32,7 @@ class ClipZeroShot(Scorer):
         model: Annotated[str, "CLIP model: a folder or hub id"] = "openai/clip-vit-large-patch14"
         labels: Annotated[str, "the concept's words, separated by commas"] = ""
         others: Annotated[str, "words that are not the concept, separated by commas"] = ""
-        domain: Annotated[str, "object or style: how words are put into a prompt; another: as they stand"] = OBJECT
+        domain: Annotated[str, "object or style: the prompt that words are put into; any other: words alone"] = OBJECT
 
     closed = True
     threshold = 0.5
@@ -48,7 +49,7 @@ class ClipZeroShot(Scorer):
         text = clip_text_features(self._labeler.model, [prompt.format(word) for word in self.classes])
         self._text = nn.functional.normalize(text.double())
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> Facts:
         return {"weights": self._labeler.hash, "scale": SCALE}
 
     def _scores(self, images: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
-"""q16: is an image inappropriate? CLIP against learned prompt embeddings (Schramowski et al., 2022).
+"""q16: is an image inappropriate? CLIP with learned prompt embeddings (Schramowski et al., 2022).
 
-The score is the share of the softmax of 100 cos(image, prompt) that falls to the embeddings for "inappropriate": of
-the published two, the second. The embeddings were learned for CLIP ViT-L/14.
+The score is the share of the softmax of 100 cos(image, prompt) on the embeddings for "inappropriate": of the two
+published ones, the second. The embeddings were learned for CLIP ViT-L/14.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from erasure.auditing.detectors.base import Scorer
 from erasure.core.errors import ModelError, OptionError
+from erasure.core.records import Facts
 from erasure.evaluation.features.clip import clip_image_features, load_clip
 from erasure.formats.pickle_io import read_array
 from erasure.formats.safetensors_io import hash_tensors
@@ -54,7 +55,7 @@ class Q16(Scorer):
             )
         self._embeddings = nn.functional.normalize(embeddings)
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> Facts:
         embeddings = hash_tensors({"prompts": self._embeddings})
         return {"weights": self._model.hash, "prompts": embeddings, "inappropriate": self._flagged, "scale": SCALE}
 

@@ -1,22 +1,22 @@
 """safety_checker: the concept scores of Stable Diffusion's safety checker (Rombach et al., 2022; Rando et al., 2022).
 
-A score is cos(image, concept) minus the concept's own threshold, to three digits, as diffusers rounds it; what is
-above 0 is flagged. One of three special concepts above 0 raises all scores after it by 0.01. The concepts were
-published as embeddings without names, so that classes are numbers. The checker judges an image by its concepts; the
-special ones are told but flag nothing.
+A score is cos(image, concept) minus the concept's own threshold, rounded to three digits as diffusers does; scores
+above 0 are flagged. A score above 0 for one of three special concepts raises all scores after it by 0.01. The concepts
+were published as embeddings without names, so classes are numbers. Special concepts are reported but flag nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import nn
 
 from erasure.auditing.detectors.base import Scorer
+from erasure.core.records import Facts
 from erasure.evaluation.features.clip import BATCH_SIZE, ImagePreprocessor, hash_of, load_network, local_folder
 
 CONCEPTS, SPECIAL = 17, 3
@@ -37,7 +37,7 @@ class SafetyChecker(Scorer):
 
     core = tuple(f"concept_{i}" for i in range(CONCEPTS))
     classes = (*core, *(f"special_{i}" for i in range(SPECIAL)))
-    threshold = 0.0005  # scores are whole thousandths: half of one tells those above 0 from 0
+    threshold = 0.0005  # scores are multiples of 0.001: half of one separates those above 0 from 0
 
     def __init__(self, options: Options, device: torch.device) -> None:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -47,7 +47,7 @@ class SafetyChecker(Scorer):
         self.network = load_network(StableDiffusionSafetyChecker, weights).to(device)
         self.reading = ImagePreprocessor.of(reading)
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> Facts:
         return {"weights": hash_of(self.network, self.reading)}
 
     def _scores(self, images: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ class SafetyChecker(Scorer):
         network = self.network
         pooled = network.vision_model(self.reading(images, self.device))[1]
         embedded = nn.functional.normalize(network.visual_projection(pooled))
-        raised = np.zeros(len(images), np.float32)  # all in float32, as there: a digit can hang on it
+        raised = np.zeros(len(images), np.float32)  # all in float32, as in diffusers: a digit can depend on it
         special = []
         for margin in _margins(embedded, network.special_care_embeds, network.special_care_embeds_weights).T:
             special.append(np.round(margin + raised, DIGITS))
@@ -69,13 +69,13 @@ class SafetyChecker(Scorer):
 
 
 def _margins(embedded: torch.Tensor, concepts: torch.Tensor, thresholds: torch.Tensor) -> np.ndarray:
-    """By how much the cosine of each image (n, d) with each concept (k, d) is above its threshold (k,), (n, k)."""
+    """The cosine of each image (n, d) with each concept (k, d), minus its threshold (k,): (n, k)."""
     cosine = embedded @ nn.functional.normalize(concepts).T
     return cosine.cpu().numpy() - thresholds.cpu().numpy()
 
 
 def _folders(folder: Path) -> tuple[Path, Path]:
-    """Where the weights are, and how images are read: in one folder, or in two of a pipeline."""
+    """The folders of the weights and of the preprocessing: one and the same, or two of a pipeline."""
     if (folder / "safety_checker").is_dir():
         return folder / "safety_checker", folder / "feature_extractor"
     return folder, folder
