@@ -16,7 +16,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,24 +111,30 @@ def ratios(found: Found, plan: Plan, card: str) -> dict[str, float]:
     result: dict[str, float] = {}
     for batch in plan.batches:
         about = f"batch {batch} + {batch}"
-        pair = [found.get(f"{name} float32, {about}", {}).get("operations") for name in ("floor", "official")]
-        if all(pair):
-            result[f"{about}: operations, floor / official"] = pair[0] / pair[1]
+        fewest, published = (
+            found.get(f"{name} float32, {about}", {}).get("operations") for name in ("floor", "official")
+        )
+        if fewest and published:
+            result[f"{about}: operations, floor / official"] = fewest / published
         for name, options in options_at(batch).items():
-            precision = "bf16" if options.get("precision") == "bf16" or "memory" in options else "float32"
-            mine = found.get(f"ours {name}, {about}", {})
-            bare = found.get(f"floor {precision}, {about}", {})
-            others = {
-                "official": found.get(f"official float32, {about}", {}),
-                "official bf16": found.get(f"official bf16, {about}", {}),
-                "floor": bare,
-            }
-            for other, theirs in others.items():
-                for key in ("seconds", "peak_gb"):
-                    if mine.get(key) and theirs.get(key):
-                        result[f"{name}, {about}: {key}, ours / {other}"] = mine[key] / theirs[key]
-            if peak and mine.get("seconds") and pair[0]:
-                result[f"{name}, {about}: utilisation"] = pair[0] / mine["seconds"] / peak
+            result |= _beside(found, name, options, about)
+            seconds = found.get(f"ours {name}, {about}", {}).get("seconds")
+            if peak and seconds and fewest:
+                result[f"{name}, {about}: utilisation"] = fewest / seconds / peak
+    return result
+
+
+def _beside(found: Found, name: str, options: Mapping[str, Any], about: str) -> dict[str, float]:
+    """Seconds and peak memory of ours, as ratios to the official algorithm's and the floor's."""
+    precision = "bf16" if options.get("precision") == "bf16" or "memory" in options else "float32"
+    others = {"official": "official float32", "official bf16": "official bf16", "floor": f"floor {precision}"}
+    mine = found.get(f"ours {name}, {about}", {})
+    result: dict[str, float] = {}
+    for other, measured in others.items():
+        theirs = found.get(f"{measured}, {about}", {})
+        for key in ("seconds", "peak_gb"):
+            if mine.get(key) and theirs.get(key):
+                result[f"{name}, {about}: {key}, ours / {other}"] = mine[key] / theirs[key]
     return result
 
 

@@ -14,16 +14,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from erasure.benchmarking.plan_file import read_plan
-from erasure.benchmarking.run import carried_out
+from erasure.benchmarking.result import BenchmarkResult
+from erasure.benchmarking.run import run_plan
 from erasure.benchmarking.table import as_text
 from erasure.core.config import build
 from erasure.training.recipes import ClassifierRecipe
 
 
-def run(root: Path, data_dir: str, toy: bool, deadline: float) -> dict[str, Any]:
+def run(root: Path, data_dir: str, toy: bool, deadline: float) -> dict[str, bool]:
     """Make both tables below `root` until `deadline`; returns which were finished."""
     command = [sys.executable, "-m", "benchmarks.gpu_tables", "--data-dir", data_dir, "--out", str(root)]
     left = max(1.0, deadline - time.monotonic())
@@ -34,7 +34,7 @@ def run(root: Path, data_dir: str, toy: bool, deadline: float) -> dict[str, Any]
     return {name: (root / name / "result.json").is_file() for name in ("resnet18", "ddpm-classes")}
 
 
-def classification(root: Path, data_dir: str, toy: bool) -> dict[str, Any]:
+def classification(root: Path, data_dir: str, toy: bool) -> BenchmarkResult:
     """ResNet-18, random 10 % and 50 %, with Retrain and the paper's rows; a small network for two steps as a toy."""
     plan = replace(read_plan("cifar10-resnet18"), data_dir=data_dir)
     if toy:
@@ -42,10 +42,10 @@ def classification(root: Path, data_dir: str, toy: bool) -> dict[str, Any]:
         train = {key: getattr(small, key) for key in plan.train}
         plan = replace(plan, train=train, limit=200, rows=plan.rows[:2], scenarios=plan.scenarios[:1], seeds=(0,))
         plan = plan.shortened(2)
-    return carried_out(plan, root / "resnet18")
+    return run_plan(plan, root / "resnet18")
 
 
-def generation(root: Path, data_dir: str, toy: bool) -> dict[str, Any]:
+def generation(root: Path, data_dir: str, toy: bool) -> BenchmarkResult:
     """The trained DDPM, each class in turn; one class, two methods and few images as a toy."""
     plan = read_plan("cifar10-ddpm")
     evaluation = {**plan.evaluation, "classifier": str(root / "classifier")}
@@ -54,7 +54,7 @@ def generation(root: Path, data_dir: str, toy: bool) -> dict[str, Any]:
         few = {"num_images": 2, "num_inference_steps": 2}
         plan = replace(plan, evaluation={**evaluation, **few}, rows=plan.rows[:2], scenarios=plan.scenarios[:1])
         plan = plan.shortened(2)
-    return carried_out(plan, root / "ddpm-classes")
+    return run_plan(plan, root / "ddpm-classes")
 
 
 def main() -> int:

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from erasure.benchmarking.result import BenchmarkResult, SearchResult, Table
 from erasure.core import plots
-from erasure.core.files import read_json, write_json
+from erasure.core.files import write_json
 from erasure.data.images import read_image
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,54 +36,53 @@ def main() -> int:
     parser.add_argument("--name", help="what the result is called (default: its data, or its model)")
     arguments = parser.parse_args()
     folder = Path(arguments.folder)
-    found = folder / "result.json"
-    if found.is_file():
-        result = read_json(found)
-        name = arguments.name or result["data"] or Path(result["models"][0]).name
+    if (folder / BenchmarkResult.FILE).is_file():
+        result = BenchmarkResult.read(folder)
+        name = arguments.name or result.data or Path(result.models[0]).name
         kept = published(result)
-        picture(result, folder, RESULTS / f"{name}.jpg")
-    elif not (folder / "search.json").is_file():
+        picture(result.scenarios[0], folder, RESULTS / f"{name}.jpg")
+    elif not (folder / SearchResult.FILE).is_file():
         parser.error(f"{folder} holds neither result.json nor search.json: give the --out of a benchmark")
     elif not arguments.name:
         parser.error("a search needs --name, such as digits-sd-search")
     else:
-        name, kept = arguments.name, published_search(read_json(folder / "search.json"))
+        name, kept = arguments.name, published_search(SearchResult.read(folder))
     path = RESULTS / f"{name}.json"
     write_json(path, kept)
     print(path.relative_to(RESULTS.parent.parent))
     return 0
 
 
-def published(result: dict[str, Any]) -> dict[str, Any]:
+def published(result: BenchmarkResult) -> dict[str, Any]:
     """The parts of a result that its tables are made of, and how many threads it had."""
-    about = {key: result[key] for key in KEPT if key in result}
-    return rounded({**about, "threads": result["facts"]["threads"], "scenarios": _scenarios(result, ROW)})
+    about = {key: getattr(result, key) for key in KEPT}
+    scenarios = _scenarios(result.scenarios, ROW)
+    return dict(rounded({**about, "threads": result.facts["threads"], "scenarios": scenarios}))
 
 
-def published_search(result: dict[str, Any]) -> dict[str, Any]:
+def published_search(result: SearchResult) -> dict[str, Any]:
     """The candidates of a search with their numbers, which were chosen, and by what rule."""
-    about = {key: result[key] for key in ("family", "seeds", "rule", "seconds")}
-    scenarios = _scenarios(result, OF_SEARCH)
+    about = {key: getattr(result, key) for key in ("family", "seeds", "rule", "seconds")}
+    scenarios = _scenarios(result.scenarios, OF_SEARCH)
     for row in (row for scenario in scenarios for row in scenario["rows"]):
         row["scores"] = {
             name: {"mean": score["mean"], "interval": score["interval"]} for name, score in row["scores"].items()
         }
-    return rounded({**about, "scenarios": scenarios})
+    return dict(rounded({**about, "scenarios": scenarios}))
 
 
-def picture(result: dict[str, Any], folder: Path, path: Path) -> None:
-    """Write the strips of the first scenario's rows, each beside its name; nothing where there are none."""
-    rows = [row for row in result["scenarios"][0]["rows"] if row.get("strip")]
-    if rows:
-        strips = {row["name"]: read_image(folder / row["strip"], row["strip"]) for row in rows}
+def picture(table: Table, folder: Path, path: Path) -> None:
+    """Write the strips of a scenario's rows, each beside its name; nothing where there are none."""
+    named = {row["name"]: row.get("strip") for row in table["rows"]}
+    strips = {name: read_image(folder / strip, strip) for name, strip in named.items() if strip}
+    if strips:
         plots.write_jpeg(plots.pictures(strips), path)
 
 
-def _scenarios(result: dict[str, Any], of_row: tuple[str, ...]) -> list[dict[str, Any]]:
+def _scenarios(tables: list[Table], of_row: tuple[str, ...]) -> list[dict[str, Any]]:
     """The scenarios with these entries of each row; a mask that is a file is called by its name."""
-    kept = [
-        {**scenario, "rows": [{key: row[key] for key in of_row} for row in scenario["rows"]]}
-        for scenario in result["scenarios"]
+    kept: list[dict[str, Any]] = [
+        {**table, "rows": [{key: dict(row)[key] for key in of_row} for row in table["rows"]]} for table in tables
     ]
     for row in (row for scenario in kept for row in scenario["rows"]):
         row["mask"] = Path(row["mask"]).name.removesuffix(".safetensors")

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from erasure.auditing.report import VERDICTS, View, flat, paired, percent, probability, share
 from erasure.auditing.result import AuditResult, Count, PairedTest, Rate, VerdictName
@@ -21,7 +21,7 @@ from erasure.core.files import write_text
 from erasure.core.records import Record, stored
 from erasure.core.run_dir import read_record
 from erasure.evaluation.metrics.base import Score
-from erasure.reports.compare_runs import compare_runs
+from erasure.reports.compare_runs import RunComparison, compare_runs
 from erasure.reports.erase_report import COLUMNS, aligned, cell, rendered, titled
 
 
@@ -72,7 +72,7 @@ class AuditComparison(Record):
     html: str | None = stored(optional=True)
 
 
-def compare(folders: Sequence[str], html: str | Path | None = None) -> AuditComparison | dict[str, Any]:
+def compare(folders: Sequence[str], html: str | Path | None = None) -> AuditComparison | RunComparison:
     """Compare runs with runs (see compare_runs), or audits with audits (see compare_audits).
 
     Raises RunError for a folder that is not a finished erasure or audit, and for both kinds at once.

@@ -22,7 +22,8 @@ from erasure.data.images import read_image
 from erasure.data.task import Task
 from erasure.evaluation.classifiers import ImageLabeler, open_labeler
 from erasure.evaluation.distances import need_two
-from erasure.evaluation.features.clip import BATCH_SIZE, clip_text_scores, load_clip
+from erasure.evaluation.features.clip import clip_text_scores, load_clip
+from erasure.evaluation.features.networks import BATCH_SIZE
 from erasure.evaluation.features.spaces import Embedder, Space, embedding, need_network
 from erasure.evaluation.outputs import ModelOutputs, Pair, Part
 from erasure.evaluation.settings import EvaluationConfig

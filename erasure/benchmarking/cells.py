@@ -1,6 +1,6 @@
 """Cells of a benchmark: one row of one scenario under one seed, each a run folder that is named after its settings.
 
-So a killed benchmark goes on where it stopped, and one with other options reuses every cell that has not changed.
+A killed benchmark continues where it stopped, and one with other options reuses every cell that has not changed.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from erasure.benchmarking.plan import AGAIN, ORIGINAL, RETRAIN, BenchmarkPlan, Row, Scenario
+from erasure.benchmarking.result import CellResult
 from erasure.core import config
 from erasure.core.distributed import agreed, device, is_main, world
 from erasure.core.errors import DivergedError, NotApplicableError
@@ -45,7 +46,7 @@ class Cell:
     scenario: str
     row: str
     seed: int
-    result: Mapping[str, Any]
+    result: CellResult
     model: Path | None
 
     @property
@@ -55,7 +56,7 @@ class Cell:
 
 
 class Cells(ABC):
-    """One scenario under one seed: a folder with a cell for each row."""
+    """The cells of one scenario under one seed, in one folder."""
 
     def __init__(self, folder: Path, scenario: Scenario, seed: int) -> None:
         self.scenario, self.seed = scenario, seed
@@ -63,26 +64,27 @@ class Cells(ABC):
 
     @abstractmethod
     def cells(self, rows: Sequence[Row]) -> list[Cell]:
-        """The rows that every table has, then one cell for each of `rows`, made or found.
+        """The rows that every table has, then one cell for each of `rows`, computed or found.
 
-        Raises what erasing raises, but for a method that diverged or does not apply: its cell says so.
+        A method that diverged or does not apply gets a cell that says so; other errors are raised.
         """
 
-    def recorded(self, path: Path, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The JSON object in `path`; where there is none, all processes make it and the main one writes it."""
-        known = agreed(read_json(path) if is_main() and path.is_file() else None)
+    def recorded(self, path: Path, made: Callable[[], CellResult]) -> CellResult:
+        """What is recorded in `path`; else all processes compute it with `made`, and the main one writes it."""
+        known: CellResult | None = agreed(cast(CellResult, read_json(path)) if is_main() and path.is_file() else None)
         if known is not None:
             return known
         began = time.perf_counter()
-        found = made() | {"took": time.perf_counter() - began}
+        found = made()
+        found["took"] = time.perf_counter() - began
         if is_main():
             write_json(path, found)
         return agreed(found)
 
-    def tried(self, name: str, path: Path, model: Path, made: Callable[[], dict[str, Any]]) -> Cell:
-        """The cell of a row, recorded in `path`; one that cannot be made says why."""
+    def tried(self, name: str, path: Path, model: Path, made: Callable[[], CellResult]) -> Cell:
+        """The cell of a row, recorded in `path`; if its method fails it says why."""
 
-        def attempted() -> dict[str, Any]:
+        def attempted() -> CellResult:
             log_user(f"{self.scenario.name}, seed {self.seed}: {name}")
             try:
                 return made()
@@ -94,13 +96,13 @@ class Cells(ABC):
         except NotApplicableError as error:
             return self.cell(name, {"failed": str(error)}, model)
 
-    def cell(self, name: str, result: Mapping[str, Any], model: Path) -> Cell:
-        """What is known of a row."""
+    def cell(self, name: str, result: CellResult, model: Path) -> Cell:
+        """The cell of a row; a failed one has no model."""
         return Cell(self.scenario.name, name, self.seed, result, None if "failed" in result else model)
 
 
 class Column(Cells):
-    """Those of classifiers, with a trained original; `forget_seed` draws a random forget set (default: the seed)."""
+    """The cells of a classifier that is trained first; `forget_seed` chooses a random forget set (default: `seed`)."""
 
     def __init__(
         self, plan: BenchmarkPlan, folder: Path, scenario: Scenario, seed: int, forget_seed: int | None = None
@@ -117,7 +119,7 @@ class Column(Cells):
         return found + [self._erased(row, self.seed) for row in rows]
 
     def _seed_of(self, name: str) -> int:
-        """Retrain begins from other weights than the original did, and the second one from others again."""
+        """A seed for Retrain: it begins from other weights than the original, and the second one from others again."""
         return derive_seed(self.seed, name) % SEEDS
 
     @cached_property
@@ -134,7 +136,7 @@ class Column(Cells):
 
     def _original(self) -> Cell:
         path = self.folder / f"original-{short({'trained': self.trained.name, 'forget': self.forget})}.json"
-        found = self.recorded(path, lambda: self._scores(self._outputs) | {"seconds": 0.0, "mask_seconds": 0.0})
+        found = self.recorded(path, lambda: {**self._scores(self._outputs), "seconds": 0.0, "mask_seconds": 0.0})
         return self.cell(ORIGINAL, found, self.trained / "model")
 
     def _erased(self, row: Row, seed: int) -> Cell:
@@ -155,7 +157,7 @@ class Column(Cells):
         path = out.parent / f"{out.name}.json"
         return self.tried(row.name, path, out / "model", lambda: self._made(request, out))
 
-    def _made(self, request: EraseRequest, out: Path) -> dict[str, Any]:
+    def _made(self, request: EraseRequest, out: Path) -> CellResult:
         erase(request, out, report=False)
         world().wait_for_everyone()  # the main process has saved the model
         record = read_record(out / "run.json")
@@ -166,7 +168,7 @@ class Column(Cells):
         self._target.prepare(model)
         return self._target.outputs(model, EvaluationConfig(sample_seed=self.seed), self.folder, original)
 
-    def _scores(self, outputs: ModelOutputs) -> dict[str, Any]:
+    def _scores(self, outputs: ModelOutputs) -> CellResult:
         return {"metrics": measured(outputs, OF_CLASSIFIERS).to_dict()["metrics"]}
 
     def margins(self, cell: Cell) -> dict[str, np.ndarray]:

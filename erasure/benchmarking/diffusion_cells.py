@@ -1,13 +1,13 @@
 """Cells of diffusion models: an erasure, measured beside the original from the same seeds, and a strip of its images.
 
-The weights and images of a cell are removed once it was measured, unless they are to be kept: its run.json, its log,
-its numbers and its strip stay, and the next call finds them.
+A cell's weights and images are removed after it was measured, unless the caller keeps them. Its run.json, its log, its
+numbers and its strip stay, and the next call finds them.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from erasure.benchmarking.cells import Cell, Cells, settings_of, short
 from erasure.benchmarking.plan import ORIGINAL, BenchmarkPlan, Row, Scenario
+from erasure.benchmarking.result import CellResult
 from erasure.core.distributed import device, is_main, world
 from erasure.core.errors import DivergedError, OptionError, suggestion
 from erasure.core.logging import log_user
@@ -47,14 +48,14 @@ class SeenImages(NamedTuple):
 
 
 class ImageCounts(NamedTuple):
-    """Images drawn of what is to be forgotten, at least, and of prompts for it that no method was given."""
+    """How many images of what is to be forgotten, at least, and how many prompts for it that no method was given."""
 
     num_forgotten: int = 0
     num_unseen: int = 0
 
 
 class Erasures(Cells):
-    """Those of diffusion models: the original as it is, and what erasing makes of it."""
+    """The cells of a diffusion model: the original, and one erasure for each row."""
 
     def __init__(
         self, plan: BenchmarkPlan, folder: Path, scenario: Scenario, seed: int, keep_models: bool = False
@@ -93,11 +94,11 @@ class Erasures(Cells):
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        """What every cell of the column depends on, wherever it lies."""
+        """What every cell depends on, in whatever folder."""
         return {"model": self._model.hash, "target": self._target.settings, "seed": self.seed}
 
     @cached_property
-    def _judged(self) -> str:
+    def _evaluation_key(self) -> str:
         return short({**self._evaluation.as_json(), **self._counts._asdict()})
 
     @cached_property
@@ -106,7 +107,7 @@ class Erasures(Cells):
 
     @property
     def _originals(self) -> Path:
-        return self.folder / f"original-{short(self._about | {'evaluation': self._judged})}"
+        return self.folder / f"original-{short(self._about | {'evaluation': self._evaluation_key})}"
 
     def _original(self) -> Cell:
         path, samples = self._originals / "original.json", self._originals / "samples"
@@ -127,18 +128,18 @@ class Erasures(Cells):
             evaluate=False,
         )
         out = self.folder / f"{row.slug}-{short(self._about | {**settings_of(request), 'target': None, 'model': None})}"
-        path = out.parent / f"{out.name}-{self._judged}.json"
+        path = out.parent / f"{out.name}-{self._evaluation_key}.json"
         known = path.is_file()
         cell = self.tried(row.name, path, out / "model", lambda: self._made(request, out, path))
         if (
             not known and not self._keep and is_main()
-        ):  # every process has read what it wanted, or agreed that it failed
+        ):  # every process has read the weights, or agreed that the method failed
             _lighten(out)
         if self._keep and cell.model is not None and is_main() and _is_light(out):
-            log_user(f"{row.name}: its weights were removed when it was made: remove {path}, and it is made anew")
+            log_user(f"{row.name}: its weights were removed when it was measured: remove {path} to erase again")
         return cell
 
-    def _made(self, request: EraseRequest, out: Path, path: Path) -> dict[str, Any]:
+    def _made(self, request: EraseRequest, out: Path, path: Path) -> CellResult:
         before = self._before
         if is_main() and _is_light(out):
             shutil.rmtree(out)
@@ -160,7 +161,7 @@ class Erasures(Cells):
         every = self._target.outputs(model, self._evaluation, folder, original.every if original else None)
         if every.labeler_hash is None:
             raise OptionError(
-                f"nobody can judge what {self._source} draws of {self.scenario.what}: name a classifier in "
+                f"there is no classifier to label images of {self.scenario.what} by {self._source}: name one in "
                 "[evaluation], and give prompts that say what they show"
             )
         if not isinstance(every, PromptOutputs):
@@ -191,8 +192,8 @@ class Erasures(Cells):
         assert isinstance(outputs, PromptOutputs)
         return outputs.of_rows(rows)
 
-    def _measured(self, seen: SeenImages, model: Model, folder: Path, path: Path) -> dict[str, Any]:
-        """Its numbers, and the strip of its images beside `path`; images that are still to be drawn go to `folder`."""
+    def _measured(self, seen: SeenImages, model: Model, folder: Path, path: Path) -> CellResult:
+        """Measure, and write the strip of images beside `path`; images still to be generated go to `folder`."""
         found = measured(seen.every, self._evaluation.metrics)
         if seen.forgotten is not seen.every and "ua" in found.metrics:
             found.metrics["ua"] = measured(seen.forgotten, ("ua",)).metrics["ua"]
@@ -211,7 +212,7 @@ class Erasures(Cells):
 
 
 def evaluation_of(plan: BenchmarkPlan, seed: int = 0) -> tuple[EvaluationConfig, ImageCounts]:
-    """How a plan's cells are judged; raises OptionError for what it does not have."""
+    """How a plan's cells are evaluated; raises OptionError for an unknown entry of [evaluation]."""
     given: dict[str, Any] = dict(plan.evaluation)
     counts = ImageCounts(**{name: given.pop(name) for name in ImageCounts._fields if name in given})
     known = {field.name for kind in (EvaluationConfig, SamplingOptions) for field in fields(kind)} - {
@@ -229,9 +230,9 @@ def evaluation_of(plan: BenchmarkPlan, seed: int = 0) -> tuple[EvaluationConfig,
 
 
 def strip(outputs: ModelOutputs) -> tuple[np.ndarray, dict[str, list[str]]]:
-    """One row of images (h, w, c), forgotten ones first, and for each part the names they were asked for by.
+    """One row of images (h, w, c), forgotten ones first, and for each part the prompts or classes that they show.
 
-    The images are the first of prompts or classes that are spread evenly, so two models show the same ones.
+    Prompts or classes are spread evenly, and two models show the same ones.
     """
     samples, names = outputs.samples, outputs.task.class_names
     halves: list[np.ndarray] = []
@@ -266,7 +267,7 @@ def _lighten(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def cost(result: Mapping[str, Any]) -> dict[str, float]:
-    """What an erasure took and touched: peak memory in MB (10^6 bytes), and the percentage of weights that changed."""
+def cost(result: CellResult) -> dict[str, float]:
+    """Peak memory of an erasure in MB (10^6 bytes), and the percentage of weights that changed."""
     found = {"changed": 100.0 * result["changed_weights"] / result["total_weights"]}
     return found | ({"peak_memory": result["peak_memory"] / 1e6} if "peak_memory" in result else {})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN
+from erasure.benchmarking.result import BenchmarkResult, Table, TableRow
 from erasure.benchmarking.table import COLUMNS, LARGE_FIRST, columns_of, published, shown
 from erasure.core import plots
 from erasure.reports.erase_report import rendered, titled
@@ -18,79 +19,79 @@ SLOT = 0.19  # inches of height for a name beside a plot
 class Spot(NamedTuple):
     """A row in the plot: percent forgotten and kept, with their intervals."""
 
-    gone: float
-    gone_interval: Sequence[float] | None
+    forgotten: float
+    forgotten_interval: Sequence[float] | None
     kept: float
     kept_interval: Sequence[float] | None
 
 
-def as_page(result: Mapping[str, Any], facts: Mapping[str, str], folder: Path) -> str:
+def as_page(result: BenchmarkResult, folder: Path) -> str:
     """The tables as one HTML page; a click on a column's name sorts by it, without a script.
 
-    `folder` is where the strips lie that the rows name.
+    `folder` is where the image strips are that the rows name.
     """
-    if result["family"] == DIFFUSION:
-        title = f"Benchmark: erasing from {', '.join(result['models'])}"
+    if result.family == DIFFUSION:
+        title = f"Benchmark: erasing from {', '.join(result.models)}"
     else:
-        title = f"Benchmark: unlearning from a {result['family']} on {result['data']}"
+        title = f"Benchmark: unlearning from a {result.family} on {result.data}"
     return rendered(
         "benchmark.html",
         title=title,
-        scenarios=[_page_scenario(scenario, folder) for scenario in result["scenarios"]],
-        longest=max(len(columns_of(scenario)) for scenario in result["scenarios"]),
-        notes=result["notes"],
-        facts=facts,
+        scenarios=[_page_scenario(scenario, folder) for scenario in result.scenarios],
+        longest=max(len(columns_of(scenario)) for scenario in result.scenarios),
+        notes=result.notes,
+        facts=result.facts,
     )
 
 
-def spots(scenario: Mapping[str, Any]) -> dict[str, Spot]:
+def spots(scenario: Table) -> dict[str, Spot]:
     """The rows of a scenario that have both numbers, by name."""
-    return {
-        row["name"]: Spot(
-            *(row["scores"]["forgotten"][key] for key in ("mean", "interval")),
-            *(row["scores"]["kept"][key] for key in ("mean", "interval")),
-        )
-        for row in scenario["rows"]
-        if {"forgotten", "kept"} <= set(row["scores"])
-    }
+    found = {}
+    for row in scenario["rows"]:
+        if {"forgotten", "kept"} <= set(row["scores"]):
+            forgotten, kept = row["scores"]["forgotten"], row["scores"]["kept"]
+            found[row["name"]] = Spot(forgotten["mean"], forgotten["interval"], kept["mean"], kept["interval"])
+    return found
 
 
 def front(points: Mapping[str, Spot]) -> list[str]:
-    """The names of those than which no other forgets and keeps at least as much and one of them more, in order."""
+    """The names on the Pareto front, by what they forget: no other row is as good on both and better on one."""
     best = [
         name
         for name, one in points.items()
         if not any(
-            other.gone >= one.gone and other.kept >= one.kept and (other.gone, other.kept) != (one.gone, one.kept)
+            other.forgotten >= one.forgotten and other.kept >= one.kept and other[::2] != one[::2]
             for other in points.values()
         )
     ]
-    return sorted(best, key=lambda name: points[name].gone)
+    return sorted(best, key=lambda name: points[name].forgotten)
 
 
 def pareto(points: Mapping[str, Spot]) -> Any:
     """A figure of forgetting against keeping: each row a point with its intervals and its name, the front a line."""
-    figure = plots.curve({}, "forgotten: mean of what is no longer drawn, %", "kept: mean of what is still right, %")
+    figure = plots.curve(
+        {}, "forgotten: mean of what is no longer generated, %", "kept: mean of what is still right, %"
+    )
     figure.set_size_inches(7.6, max(3.2, 0.8 + SLOT * len(points)))
     axes = figure.axes[0]
     best = front(points)
-    axes.plot([points[n].gone for n in best], [points[n].kept for n in best], color=plots.MUTED, linestyle=":")
-    order = sorted(points, key=lambda name: (points[name].kept, points[name].gone), reverse=True)
+    axes.plot([points[n].forgotten for n in best], [points[n].kept for n in best], color=plots.MUTED, linestyle=":")
+    order = sorted(points, key=lambda name: (points[name].kept, points[name].forgotten), reverse=True)
     for place, name in enumerate(order):
         one = points[name]
         colour = plots.INK if name == ORIGINAL else plots.ACCENT if name in best else plots.MUTED
         for interval, fixed, flat in (
-            (one.gone_interval, one.kept, True),
-            (one.kept_interval, one.gone, False),
+            (one.forgotten_interval, one.kept, True),
+            (one.kept_interval, one.forgotten, False),
         ):
             if interval is not None:
                 ends = [max(0.0, interval[0]), min(100.0, interval[1])]
                 pair = (ends, [fixed, fixed]) if flat else ([fixed, fixed], ends)
                 axes.plot(*pair, color=colour, linewidth=0.8, alpha=0.5)
-        axes.plot([one.gone], [one.kept], "D" if name == ORIGINAL else "o", color=colour, markersize=5)
+        axes.plot([one.forgotten], [one.kept], "D" if name == ORIGINAL else "o", color=colour, markersize=5)
         axes.annotate(
             name,
-            (one.gone, one.kept),
+            (one.forgotten, one.kept),
             xytext=(1.06, 1 - (place + 0.5) / len(order)),
             textcoords="axes fraction",
             va="center",
@@ -101,15 +102,12 @@ def pareto(points: Mapping[str, Spot]) -> Any:
     return figure
 
 
-def _page_scenario(scenario: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _page_scenario(scenario: Table, folder: Path) -> dict[str, Any]:
     columns = columns_of(scenario)
     lines: list[dict[str, Any]] = []
     for row in scenario["rows"]:
-        means = {name: row["scores"].get(name, {}).get("mean") for name in columns}
-        if row["name"] == RETRAIN and "avg_gap" in columns:
-            means["avg_gap"] = 0.0
         mask = "" if row["mask"] in ("none", *row["name"].split()) else row["mask"]
-        lines.append({"name": row["name"], "mask": mask, "values": means, "cells": _cells(row, columns)})
+        lines.append({"name": row["name"], "mask": mask, "values": _means(row, columns), "cells": _cells(row, columns)})
         if row["published"]:
             cells = [{"value": published(row, name), "interval": ""} for name in columns]
             values = {name: row["published"].get(name) for name in columns}
@@ -128,7 +126,14 @@ def _page_scenario(scenario: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _figure(scenario: Mapping[str, Any]) -> dict[str, Any] | None:
+def _means(row: TableRow, columns: Sequence[str]) -> dict[str, float | None]:
+    """The number of each column to sort by; Retrain has no gap to itself."""
+    scores = row["scores"]
+    means = {name: scores[name]["mean"] if name in scores else None for name in columns}
+    return means | ({"avg_gap": 0.0} if row["name"] == RETRAIN and "avg_gap" in columns else {})
+
+
+def _figure(scenario: Table) -> dict[str, Any] | None:
     """AvgGap of every row, or what it forgets against what it keeps."""
     points = spots(scenario)
     if points:
@@ -144,20 +149,20 @@ def _figure(scenario: Mapping[str, Any]) -> dict[str, Any] | None:
     return titled(f"AvgGap, {scenario['title']}", plots.intervals(gaps, "AvgGap %", reference=floor))
 
 
-def _strips(scenario: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Each row's images as a data URI, and what was asked for."""
-    rows = [row for row in scenario["rows"] if row.get("strip")]
-    strips = [
-        {
-            "name": row["name"],
-            "image": "data:image/png;base64," + base64.b64encode((folder / row["strip"]).read_bytes()).decode(),
-        }
-        for row in rows
-    ]
-    return {"strips": strips, "asked": rows[0]["shown"] if rows else {}}
+def _strips(scenario: Table, folder: Path) -> dict[str, Any]:
+    """Each row's images as a data URI, and the prompts or classes that they show."""
+    strips: list[dict[str, str]] = []
+    asked: dict[str, list[str]] = {}
+    for row in scenario["rows"]:
+        strip = row.get("strip")
+        if strip:
+            image = "data:image/png;base64," + base64.b64encode((folder / strip).read_bytes()).decode()
+            strips.append({"name": row["name"], "image": image})
+            asked = asked or row.get("shown") or {}
+    return {"strips": strips, "asked": asked}
 
 
-def _cells(row: Mapping[str, Any], columns: Sequence[str]) -> list[dict[str, str]]:
+def _cells(row: TableRow, columns: Sequence[str]) -> list[dict[str, str]]:
     found = []
     for name in columns:
         value, _, half = shown(row, name).partition(" ± ")

@@ -1,7 +1,4 @@
-"""What a benchmark does, as plain data: scenarios, rows and seeds; no tensors, nothing run.
-
-A plan is written as a TOML file: see benchmark_file.py.
-"""
+"""BenchmarkPlan: scenarios, rows and seeds, as plain data; a TOML file holds it (see plan_file.py)."""
 
 from __future__ import annotations
 
@@ -71,13 +68,12 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """A whole benchmark; `steps` is what every training was cut to, None in a whole one.
+    """A whole benchmark; `steps` is set where every training was shortened to so many steps.
 
-    `evaluation` has fields of EvaluationConfig and of SamplingOptions, and two counts. `num_forgotten`: so many images,
-    at least, are drawn of the prompts to forget, spread over them, where `num_images` of each would be fewer (classes:
-    no other).
-    `num_unseen`: so many prompts that show it in other words, or beside other things, and that no method was given, are
-    taken from the captions of the model's data for the column UA unseen.
+    `evaluation` has fields of EvaluationConfig and of SamplingOptions, and two counts. `num_forgotten` is the least
+    number of images of all prompts to forget together, where `num_images` of each would be fewer; it does not apply to
+    classes. `num_unseen` is a number of captions of the model's data that show what is erased in other words, or beside
+    other things, and that no method was given: they make the column UA unseen.
     """
 
     family: str
@@ -99,7 +95,7 @@ class BenchmarkPlan:
     def only(
         self, methods: Sequence[str] = (), scenarios: Sequence[str] = (), num_seeds: int | None = None
     ) -> BenchmarkPlan:
-        """The plan with only the named rows and scenarios and the first seeds; seeds beyond its own count on.
+        """The plan with only the named rows and scenarios and the first seeds; more seeds than it has are counted on.
 
         Raises OptionError for a name that it does not have.
         """
@@ -113,7 +109,7 @@ class BenchmarkPlan:
         return replace(self, rows=rows, scenarios=_chosen("scenario", self.scenarios, scenarios), seeds=seeds)
 
     def shortened(self, steps: int) -> BenchmarkPlan:
-        """The same with so many optimiser steps in every training and method, to show that all of it runs."""
+        """The plan with so many optimiser steps in every training and method, to show that all of it runs."""
         if steps < 1:
             raise OptionError(f"--steps {steps} must be at least 1")
         rows = tuple(
@@ -150,7 +146,7 @@ def _in_steps(method: str, steps: int) -> dict[str, Any]:
 
 
 def _chosen(kind: str, entries: Any, names: Sequence[str], of_base: bool = False) -> Any:
-    """Those of `names`, which with `of_base` may also be what several entries were made from."""
+    """The entries of these names; with `of_base` a name may also be the `base` of several entries."""
     called = [{entry.name, entry.base} - {""} if of_base else {entry.name} for entry in entries]
     for name in names:
         if not any(name in own for own in called):

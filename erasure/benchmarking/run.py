@@ -1,10 +1,10 @@
 """Benchmark: scenarios x methods x seeds under one plan, and one table of all of them beside the original.
 
-A plan is a TOML file (see benchmark_file.py): what is forgotten, from which model, and the methods with their tuned
+A plan is a TOML file (see plan_file.py): what is forgotten, from which model, and the methods with their tuned
 options. A table of classifiers, whose originals are trained, also has Retrain, and Retrain again as its noise floor.
 
-Diffusion models: the same command may run several times at once on one folder. Each takes the scenario and seed that
-is free, waits in the end for what others are at, and all of them write the same tables.
+Diffusion models: the same command may run several times at once on one folder. Each process takes a scenario and seed
+that is free, waits in the end for those of the others, and all of them write the same tables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +25,13 @@ from erasure.benchmarking.diffusion_cells import Erasures, evaluation_of
 from erasure.benchmarking.page import as_page
 from erasure.benchmarking.plan import CLASSIFIER, DIFFUSION, RETRAIN, BenchmarkPlan, Scenario
 from erasure.benchmarking.plan_file import read_plan
+from erasure.benchmarking.result import BenchmarkResult, SeedScore, Table
 from erasure.benchmarking.table import notes, tabled
 from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import OptionError, RunError
-from erasure.core.files import held, write_json, write_text, writing
+from erasure.core.files import held, write_text, writing
 from erasure.core.logging import log_user
+from erasure.core.records import plain
 from erasure.core.run_dir import versions
 from erasure.core.statistics import mean_interval
 from erasure.evaluation.membership_inference import FEWEST, klom, u_lira
@@ -47,20 +48,32 @@ def benchmark(
     steps: int | None = None,
     data_dir: str | None = None,
     keep_models: bool = False,
-) -> dict[str, Any]:
-    """Carry out the plan `given` in the folder `out`; returns `scenarios` with their rows, `notes`, and what ran where.
+) -> BenchmarkResult:
+    """Run the plan `given` in the folder `out`, which gets result.json and report.html.
 
-    `methods` and `scenarios` are those of the plan that are wanted (default all). `num_models` adds U-LiRA and KLoM,
-    from so many models of every row, to classifiers; `steps` shortens every training to show that it runs;
-    `keep_models` leaves the weights and images of diffusion models in their folders. The folder gets result.json and
-    report.html. The same call on the same folder makes nothing twice.
+    The same call on the same folder computes nothing twice.
+
+    Args:
+        given: a TOML file, or the name of a plan that ships.
+        out: the folder.
+        methods: only these rows of the plan (default all).
+        scenarios: only these scenarios (default all).
+        num_seeds: how many seeds (default: those of the plan).
+        num_models: for classifiers, also U-LiRA and KLoM, from so many models of every row.
+        steps: shorten every training to so many steps, to show that it runs.
+        data_dir: where the plan's data lies on disk.
+        keep_models: keep the weights and images of diffusion models in their folders.
+
+    Raises:
+        OptionError: the plan or an option is wrong.
+        RunError: another process is at work in the folder on classifiers.
     """
     if num_models is not None and num_models < FEWEST:
         raise OptionError(f"--models {num_models} must be at least {FEWEST}; 16 give numbers worth reading")
     plan = planned(given, methods, scenarios, num_seeds, steps, data_dir)
     if num_models is not None and plan.family != CLASSIFIER:
-        raise OptionError("--models compares with models that were trained anew, which only classifiers are here")
-    return carried_out(plan, Path(out), num_models, keep_models)
+        raise OptionError("--models compares with retrained models: it is for plans of classifiers")
+    return run_plan(plan, Path(out), num_models, keep_models)
 
 
 def planned(
@@ -71,7 +84,7 @@ def planned(
     steps: int | None = None,
     data_dir: str | None = None,
 ) -> BenchmarkPlan:
-    """The plan `given` as a call asks for it, checked as far as it can be before anything is made."""
+    """The plan `given` with the options of a call, checked as far as possible before anything is computed."""
     plan = read_plan(given).only(methods, scenarios, num_seeds)
     if data_dir is not None:
         plan = replace(plan, data_dir=data_dir)
@@ -80,10 +93,10 @@ def planned(
     return plan.shortened(steps) if steps is not None else plan
 
 
-def carried_out(
+def run_plan(
     plan: BenchmarkPlan, folder: Path, num_models: int | None = None, keep_models: bool = False
-) -> dict[str, Any]:
-    """The result of a plan, made or resumed in `folder`.
+) -> BenchmarkResult:
+    """Run a plan in `folder`, or resume it there.
 
     Raises RunError while another process is at work there on classifiers.
     """
@@ -97,30 +110,30 @@ def carried_out(
         tables = tables_of(plan, folder, keep_models)
         said = notes(plan, tables)
     facts = _facts(plan)
-    result = {
-        "family": plan.family,
-        "data": plan.data,
-        "models": list(dict.fromkeys(scenario.model or plan.model for scenario in plan.scenarios)),
-        "seeds": list(plan.seeds),
-        "tuned_on": list(plan.tuned_on),
-        "scenarios": tables,
-        "notes": said,
-        "facts": facts,
-        "plan": asdict(plan),
-        "report": str(folder / "report.html"),
-        "seconds": max(time.perf_counter() - began, sum(table["took"] for table in tables)),
-    }
+    result = BenchmarkResult(
+        family=plan.family,
+        data=plan.data,
+        models=list(dict.fromkeys(scenario.model or plan.model for scenario in plan.scenarios)),
+        seeds=list(plan.seeds),
+        tuned_on=list(plan.tuned_on),
+        scenarios=tables,
+        notes=said,
+        facts=facts,
+        plan=plain(asdict(plan)),
+        report=str(folder / "report.html"),
+        seconds=max(time.perf_counter() - began, sum(table["took"] for table in tables)),
+    )
     if is_main():
-        write_json(folder / "result.json", result)
-        write_text(folder / "report.html", as_page(result, facts, folder))
+        result.write(folder)
+        write_text(folder / "report.html", as_page(result, folder))
     return result
 
 
-def tables_of(plan: BenchmarkPlan, folder: Path, keep_models: bool = False) -> list[dict[str, Any]]:
-    """The table of each scenario, its cells made or found in `folder`."""
+def tables_of(plan: BenchmarkPlan, folder: Path, keep_models: bool = False) -> list[Table]:
+    """The table of each scenario, its cells computed or found in `folder`."""
     places = [(scenario, seed) for scenario in plan.scenarios for seed in plan.seeds]
     done: dict[tuple[str, int], list[Cell]] = {}
-    for wait in (False, True):  # first what is free, then what another process was at
+    for wait in (False, True):  # first those that are free, then those of other processes
         for scenario, seed in places:
             key = (scenario.name, seed)
             if key in done:
@@ -133,7 +146,7 @@ def tables_of(plan: BenchmarkPlan, folder: Path, keep_models: bool = False) -> l
                 if ours:
                     done[key] = column.cells(plan.rows)
                 else:
-                    log_user(f"{scenario.name}, seed {seed}: another process is at it")
+                    log_user(f"{scenario.name}, seed {seed}: another process works on it")
     return [
         tabled(plan, scenario, [cell for seed in plan.seeds for cell in done[scenario.name, seed]])
         for scenario in plan.scenarios
@@ -148,7 +161,7 @@ def _column(plan: BenchmarkPlan, folder: Path, scenario: Scenario, seed: int, ke
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The folder for this command alone; raises RunError while another has it."""
+    """Hold the folder for this command alone; raises RunError while another process has it."""
     with _taken(folder, wait=False) as ours:
         if not ours:
             raise RunError(f"{folder} is in use by another process: wait for it or give another --out")
@@ -157,7 +170,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _taken(folder: Path, wait: bool) -> Iterator[bool]:
-    """Whether the folder is this command's while the block lasts; with `wait` it will be, sooner or later."""
+    """Try to hold the folder while the block lasts, yields whether that worked; `wait` until it does."""
     lock = None
     if is_main():
         with writing(folder):
@@ -182,8 +195,8 @@ def _facts(plan: BenchmarkPlan) -> dict[str, str]:
     }
 
 
-def _from_many(plan: BenchmarkPlan, folder: Path, num_models: int, tables: Sequence[dict[str, Any]]) -> list[str]:
-    """Add U-LiRA and KLoM to the rows of `tables`; returns what must be said of them."""
+def _from_many(plan: BenchmarkPlan, folder: Path, num_models: int, tables: Sequence[Table]) -> list[str]:
+    """Add U-LiRA and KLoM to the rows of `tables`; returns the notes about them."""
     seeds = plan.only(num_seeds=num_models).seeds
     said = [
         f"U-LiRA (percent right, 50 is ideal) and KLoM (nats) are means over samples, from {num_models} models of each "
@@ -208,7 +221,7 @@ def _from_many(plan: BenchmarkPlan, folder: Path, num_models: int, tables: Seque
 def _margins(
     plan: BenchmarkPlan, folder: Path, scenario: Scenario, seeds: Sequence[int]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Margins (models, n) by row and part, of the models that there are."""
+    """Margins (models, n) by row and part, of all models that could be made."""
     found: dict[str, dict[str, list[np.ndarray]]] = {}
     for seed in seeds:
         column = Column(plan, folder, scenario, seed, seeds[0])
@@ -219,7 +232,7 @@ def _margins(
     return {row: {part: np.stack(values) for part, values in parts.items()} for row, parts in found.items()}
 
 
-def _compared(own: dict[str, np.ndarray], retrained: dict[str, np.ndarray]) -> dict[str, Any]:
+def _compared(own: dict[str, np.ndarray], retrained: dict[str, np.ndarray]) -> dict[str, SeedScore]:
     """`u_lira`, `klom_forget` and `klom_test` with their mean over samples, its interval and the 95th percentile."""
     samples = {
         "u_lira": u_lira(own["forget"], retrained["forget"]),

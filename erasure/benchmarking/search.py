@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from erasure.benchmarking.plan import CLASSIFIER, BenchmarkPlan, Row, Scenario
+from erasure.benchmarking.result import SearchResult, Table, TableRow
 from erasure.benchmarking.run import planned, tables_of
 from erasure.benchmarking.table import scenario_text
 from erasure.core.distributed import is_main
 from erasure.core.errors import OptionError
-from erasure.core.files import write_json
 
 FORGOTTEN = 95.0
 RULES = {
@@ -38,12 +38,22 @@ def search(
     scenarios: Sequence[str] = (),
     steps: int | None = None,
     data_dir: str | None = None,
-) -> dict[str, Any]:
-    """Try every candidate of the plan `given` in the folder `out`; returns `scenarios` with their rows, and `toml`.
+) -> SearchResult:
+    """Try every candidate of the plan `given` in the folder `out`, which gets search.json.
 
-    `methods` and `scenarios` are the rows, and the scenarios that are tuned on, that are wanted (default all). `toml`
-    are the lines of the chosen options, to be written into the plan. The folder gets search.json; the same call on it
-    makes nothing twice. Raises OptionError for a plan that has nothing to search, or no seeds for it.
+    The result's `toml` are the chosen options as lines for the plan. The same call on the same folder computes nothing
+    twice.
+
+    Args:
+        given: a TOML file, or the name of a plan that ships.
+        out: the folder.
+        methods: only these rows of the plan (default all).
+        scenarios: only these of the scenarios that are tuned on (default all).
+        steps: shorten every training to so many steps, to show that it runs.
+        data_dir: where the plan's data lies on disk.
+
+    Raises:
+        OptionError: the plan has nothing to search, or no seeds for it.
     """
     began = time.perf_counter()
     plan = planned(given, methods, steps=steps, data_dir=data_dir)
@@ -62,40 +72,40 @@ def search(
         table = _searched(plan, Path(out) / "search", scenario, rows, own or Scenario(scenario.name))
         tables.append(table)
         lines += _lines(table, own)
-    result = {
-        "family": plan.family,
-        "seeds": list(plan.tuned_on),
-        "rule": RULES[plan.family],
-        "scenarios": tables,
-        "toml": "\n\n".join(lines),
-        "seconds": max(time.perf_counter() - began, sum(table["took"] for table in tables)),
-    }
+    result = SearchResult(
+        family=plan.family,
+        seeds=list(plan.tuned_on),
+        rule=RULES[plan.family],
+        scenarios=tables,
+        toml="\n\n".join(lines),
+        seconds=max(time.perf_counter() - began, sum(table["took"] for table in tables)),
+    )
     if is_main():
-        write_json(Path(out) / "search.json", result)
+        result.write(Path(out))
     return result
 
 
-def as_text(result: Mapping[str, Any]) -> str:
+def as_text(result: SearchResult) -> str:
     """Every candidate with its numbers, the chosen ones marked, and the lines for the plan."""
-    parts = [
-        scenario_text(
-            {**table, "rows": [{**row, "name": f"{'* ' * row['chosen']}{row['name']}"} for row in table["rows"]]}
-        )
-        for table in result["scenarios"]
-    ]
+    parts = [scenario_text({**table, "rows": [_marked(row) for row in table["rows"]]}) for table in result.scenarios]
     failed = [
         f"{table['title']}: {row['name']} has no numbers: {next(iter(row['failed'].values()))}"
-        for table in result["scenarios"]
+        for table in result.scenarios
         for row in table["rows"]
         if row["failed"]
     ]
-    return "\n\n".join([*parts, *failed, f"* chosen: {result['rule']}", result["toml"]])
+    return "\n\n".join([*parts, *failed, f"* chosen: {result.rule}", result.toml])
 
 
-def chosen(family: str, candidates: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The table's row that the rule of RULES takes from those of one search; None when none has its numbers."""
+def _marked(row: TableRow) -> TableRow:
+    """The row with a star before its name where it was chosen."""
+    return {**row, "name": f"* {row['name']}"} if row.get("chosen") else row
 
-    def mean(row: Mapping[str, Any], name: str) -> float:
+
+def chosen(family: str, candidates: Sequence[TableRow]) -> TableRow | None:
+    """The candidate that the rule of RULES takes; None when none has the numbers that the rule needs."""
+
+    def mean(row: TableRow, name: str) -> float:
         return float(row["scores"][name]["mean"])
 
     needed = {"avg_gap"} if family == CLASSIFIER else {"ua", "kept", "paired_distance"}
@@ -116,9 +126,7 @@ def chosen(family: str, candidates: Sequence[Mapping[str, Any]]) -> Mapping[str,
     return max(whole, key=lambda row: mean(row, "forgotten") + mean(row, "kept"))
 
 
-def _searched(
-    plan: BenchmarkPlan, folder: Path, scenario: Scenario, rows: Sequence[Row], reported: Scenario
-) -> dict[str, Any]:
+def _searched(plan: BenchmarkPlan, folder: Path, scenario: Scenario, rows: Sequence[Row], reported: Scenario) -> Table:
     """The table of all candidates on one scenario, each row with `row`, `candidate` and whether it was `chosen`."""
     candidates = {f"{row.slug}: {name}": (row, values) for row in rows for name, values in row.search.items()}
     tried = tuple(
@@ -129,16 +137,17 @@ def _searched(
     table = tables_of(replace(plan, scenarios=(bare,), rows=tried, seeds=plan.tuned_on), folder)[0]
     for row in table["rows"]:
         known = candidates.get(row["name"])
-        row |= {"row": known[0].base or known[0].name, "candidate": dict(known[1])} if known else {}
+        if known:
+            row["row"], row["candidate"] = known[0].base or known[0].name, dict(known[1])
         row["chosen"] = False
     for own in rows:
         best = chosen(plan.family, [row for row in table["rows"] if row.get("row") == (own.base or own.name)])
-        for row in table["rows"]:
-            row["chosen"] |= row is best
+        if best is not None:
+            best["chosen"] = True
     return table
 
 
-def _lines(table: Mapping[str, Any], reported: Scenario | None) -> list[str]:
+def _lines(table: Table, reported: Scenario | None) -> list[str]:
     """The chosen options: those of the reported scenario of the same name, or of the whole plan."""
     place = f"scenarios.{reported.name}.methods" if reported else "methods"
     found = []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from erasure.benchmarking.cells import Cell
 from erasure.benchmarking.diffusion_cells import cost
-from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN, BenchmarkPlan, Scenario
+from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN, BenchmarkPlan, Row, Scenario
+from erasure.benchmarking.result import BenchmarkResult, SeedScore, Table, TableRow
 from erasure.core.statistics import over_seeds
 from erasure.evaluation.metrics.avg_gap import average_gap
 from erasure.reports.erase_report import aligned
@@ -45,45 +45,45 @@ DIGITS = {
     "paired_distance": 2,
     "peak_memory": 0,
 }  # of a number in the table; one where nothing is said
-FORGOTTEN = ("ua", "ua_unseen")  # what a generator no longer draws
+FORGOTTEN = ("ua", "ua_unseen")  # what a generator no longer generates
 KEPT = ("ra", "ira", "cra", "composition")  # what a generator keeps
 LARGE_FIRST = (*FORGOTTEN, "forgotten", *KEPT, "kept", "ta", "mia", "speed", "clip_score")
 
 
-def tabled(plan: BenchmarkPlan, scenario: Scenario, cells: Sequence[Cell]) -> dict[str, Any]:
+def tabled(plan: BenchmarkPlan, scenario: Scenario, cells: Sequence[Cell]) -> Table:
     """One scenario's rows as plain values: `scores` of each by name, with mean, interval and the value of each seed."""
-    names = list(dict.fromkeys(cell.row for cell in cells))
-    retrained = {cell.seed: cell for cell in cells if cell.row == RETRAIN}
     kinds = {row.name: row for row in plan.rows}
-    rows = []
-    for name in names:
-        own = [cell for cell in cells if cell.row == name]
-        row = kinds.get(name)
-        extra = _strip(own) if plan.family == DIFFUSION else {}
-        rows.append(
-            {
-                "name": name,
-                "method": row.method if row else name,
-                "mask": next((cell.result["mask"] for cell in own if "mask" in cell.result), ""),
-                "options": row.options_in(scenario) if row else {},
-                "scores": _scores(own, retrained, plan.family),
-                "published": dict(scenario.published.get(name, {})),
-                "failed": {str(cell.seed): cell.result["failed"] for cell in own if cell.model is None},
-                **extra,
-            }
-        )
-    about = {"name": scenario.name, "title": scenario.title, "forget": scenario.what}
-    return {**about, "took": sum(cell.result.get("took", 0.0) for cell in cells), "rows": rows}
+    retrained = {cell.seed: cell for cell in cells if cell.row == RETRAIN}
+    rows = [
+        _row(plan, scenario, kinds.get(name), [cell for cell in cells if cell.row == name], retrained)
+        for name in dict.fromkeys(cell.row for cell in cells)
+    ]
+    took = sum(cell.result.get("took", 0.0) for cell in cells)
+    return {"name": scenario.name, "title": scenario.title, "forget": scenario.what, "took": took, "rows": rows}
 
 
-def _strip(cells: Sequence[Cell]) -> dict[str, Any]:
-    """The picture of a row's first seed, and the names of what it shows."""
-    found = cells[0].result
-    return {"strip": found.get("strip"), "shown": found.get("shown"), "n": _counts(cells)}
+def _row(
+    plan: BenchmarkPlan, scenario: Scenario, row: Row | None, cells: Sequence[Cell], retrained: Mapping[int, Cell]
+) -> TableRow:
+    """One row from its `cells`, one for each seed; `row` is the plan's, None for those that every table has."""
+    name = cells[0].row
+    found: TableRow = {
+        "name": name,
+        "method": row.method if row else name,
+        "mask": next((cell.result["mask"] for cell in cells if "mask" in cell.result), ""),
+        "options": row.options_in(scenario) if row else {},
+        "scores": _scores(cells, retrained, plan.family),
+        "published": dict(scenario.published.get(name, {})),
+        "failed": {str(cell.seed): cell.result["failed"] for cell in cells if cell.model is None},
+    }
+    if plan.family == DIFFUSION:  # the picture is that of the first seed
+        first = cells[0].result
+        found |= {"strip": first.get("strip"), "shown": first.get("shown"), "n": _counts(cells)}
+    return found
 
 
 def _counts(cells: Sequence[Cell]) -> dict[str, int]:
-    """Over how many judgements each metric was taken, all seeds together; an image may be judged on several things."""
+    """Over how many labels each metric was taken, all seeds together; an image may have labels of several kinds."""
     found: dict[str, int] = {}
     for cell in cells:
         for name, score in cell.result.get("metrics", {}).items():
@@ -91,28 +91,31 @@ def _counts(cells: Sequence[Cell]) -> dict[str, int]:
     return found
 
 
-def _scores(cells: Sequence[Cell], retrained: Mapping[int, Cell], family: str) -> dict[str, Any]:
+def _scores(cells: Sequence[Cell], retrained: Mapping[int, Cell], family: str) -> dict[str, SeedScore]:
     found: dict[str, list[float]] = {}
     for cell in cells:
         if cell.model is None:
             continue
-        values = cell.values
-        reference = retrained.get(cell.seed)
-        if reference and cell.row != RETRAIN:
-            values["avg_gap"] = average_gap(values, reference.values)
-        if cell.row != ORIGINAL:
-            values |= {key: float(cell.result[key]) for key in ("seconds", "mask_seconds")}
-        if reference and cell.row != ORIGINAL:
-            values["speed"] = float(reference.result["seconds"]) / max(values["seconds"], 1e-9)
-        if family == DIFFUSION:
-            values |= _means(values) | (cost(cell.result) if cell.row != ORIGINAL else {})
-        for name, value in values.items():
+        for name, value in _numbers(cell, retrained.get(cell.seed), family).items():
             found.setdefault(name, []).append(value)
     return {name: score(values) for name, values in found.items()}
 
 
+def _numbers(cell: Cell, retrained: Cell | None, family: str) -> dict[str, float]:
+    """The columns of one cell by name; `retrained` is Retrain's cell of the same seed."""
+    values = cell.values
+    if retrained and cell.row != RETRAIN:
+        values["avg_gap"] = average_gap(values, retrained.values)
+    if cell.row == ORIGINAL:
+        return values | (_means(values) if family == DIFFUSION else {})
+    values |= {"seconds": float(cell.result["seconds"]), "mask_seconds": float(cell.result["mask_seconds"])}
+    if retrained:
+        values["speed"] = float(retrained.result["seconds"]) / max(values["seconds"], 1e-9)
+    return values | ({**_means(values), **cost(cell.result)} if family == DIFFUSION else {})
+
+
 def _means(values: Mapping[str, float]) -> dict[str, float]:
-    """`forgotten` and `kept`: the means of the shares that say what a generator no longer draws, and still does."""
+    """`forgotten` and `kept`: the means of the percentages of what is no longer generated, and of what still is."""
     shares = {
         "forgotten": [values[name] for name in FORGOTTEN if name in values],
         "kept": [values[name] for name in KEPT if name in values],
@@ -120,18 +123,18 @@ def _means(values: Mapping[str, float]) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in shares.items() if found}
 
 
-def score(values: list[float]) -> dict[str, Any]:
+def score(values: list[float]) -> SeedScore:
     """Mean over seeds, its 95 % Student-t interval (None for one seed), and the values."""
     mean, (low, high) = over_seeds(values)
     return {"mean": mean, "interval": [low, high] if math.isfinite(low) else None, "values": values}
 
 
-def as_text(result: Mapping[str, Any]) -> str:
-    """The tables for a terminal, one a scenario."""
-    return "\n\n".join([*(scenario_text(scenario) for scenario in result["scenarios"]), *result["notes"]])
+def as_text(result: BenchmarkResult) -> str:
+    """The tables for a terminal, one for each scenario."""
+    return "\n\n".join([*(scenario_text(scenario) for scenario in result.scenarios), *result.notes])
 
 
-def scenario_text(scenario: Mapping[str, Any]) -> str:
+def scenario_text(scenario: Table) -> str:
     """One scenario's table for a terminal."""
     columns = columns_of(scenario)
     lines = [["", "mask", *(COLUMNS.get(name, name) for name in columns)]]
@@ -142,7 +145,7 @@ def scenario_text(scenario: Mapping[str, Any]) -> str:
     return f"{scenario['title']}  (forget {scenario['forget']})\n\n{aligned(lines)}"
 
 
-def notes(plan: BenchmarkPlan, scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes(plan: BenchmarkPlan, scenarios: Sequence[Table]) -> list[str]:
     """What a reader of the table must know, and every cell that has no numbers."""
     tuned = f"; options were tuned on seed {', '.join(map(str, plan.tuned_on))}" if plan.tuned_on else ""
     found = [f"Everything was cut to {plan.steps} steps: it runs, and its numbers mean nothing."] if plan.steps else []
@@ -167,7 +170,7 @@ def notes(plan: BenchmarkPlan, scenarios: Sequence[Mapping[str, Any]]) -> list[s
     return found
 
 
-def _reasons(row: Mapping[str, Any]) -> dict[str, list[str]]:
+def _reasons(row: TableRow) -> dict[str, list[str]]:
     """The seeds without numbers, by why there are none."""
     found: dict[str, list[str]] = {}
     for seed, reason in row["failed"].items():
@@ -175,7 +178,7 @@ def _reasons(row: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _of_erasing(plan: BenchmarkPlan, scenarios: Sequence[Mapping[str, Any]]) -> str:
+def _of_erasing(plan: BenchmarkPlan, scenarios: Sequence[Table]) -> str:
     """What the columns are, and over how many judgements."""
     counts: dict[str, set[int]] = {}
     for n in (row["n"] for scenario in scenarios for row in scenario["rows"][:1]):
@@ -195,7 +198,7 @@ def _of_erasing(plan: BenchmarkPlan, scenarios: Sequence[Mapping[str, Any]]) -> 
     )
 
 
-def columns_of(scenario: Mapping[str, Any]) -> list[str]:
+def columns_of(scenario: Table) -> list[str]:
     """The columns that have a number in any row, in their order; other metrics come last."""
     measured = {name for row in scenario["rows"] for name in (*row["scores"], *row["published"])}
     for mean, parts in (("forgotten", FORGOTTEN), ("kept", KEPT)):
@@ -204,7 +207,7 @@ def columns_of(scenario: Mapping[str, Any]) -> list[str]:
     return [name for name in COLUMNS if name in measured] + sorted(measured - set(COLUMNS))
 
 
-def shown(row: Mapping[str, Any], name: str) -> str:
+def shown(row: TableRow, name: str) -> str:
     """A row's mean in a column with half its interval, a dash where there is none."""
     found = row["scores"].get(name)
     if found is None:
@@ -216,7 +219,7 @@ def shown(row: Mapping[str, Any], name: str) -> str:
     return f"{text} ± {found['interval'][1] - found['mean']:.{digits}f}"
 
 
-def published(row: Mapping[str, Any], name: str) -> str:
+def published(row: TableRow, name: str) -> str:
     """What a paper reports for a row in a column."""
     value = row["published"].get(name)
     return "-" if value is None else f"{value:g}"

@@ -42,7 +42,8 @@ def run(argv: Sequence[str]) -> Answer:
         if values.seeds is not None or values.models is not None or values.keep_models:
             raise OptionError("--search takes the seeds that the plan tunes on: leave --seeds, --models, --keep-models")
         searching = import_module("erasure.benchmarking.search")
-        return searching.search(values.plan, values.out, **shared), values.json, searching.as_text
+        found = searching.search(values.plan, values.out, **shared)
+        return found.to_dict(), values.json, lambda _: searching.as_text(found)
     result = import_module("erasure.benchmarking.run").benchmark(
         values.plan,
         values.out,
@@ -51,7 +52,7 @@ def run(argv: Sequence[str]) -> Answer:
         keep_models=values.keep_models,
         **shared,
     )
-    return result, values.json, import_module("erasure.benchmarking.table").as_text
+    return result.to_dict(), values.json, lambda _: import_module("erasure.benchmarking.table").as_text(result)
 
 
 def _parts(given: str | None) -> list[str]:

@@ -21,4 +21,4 @@ def run(argv: Sequence[str]) -> Answer:
     result = comparing.compare(values.runs, values.html)
     if isinstance(result, comparing.AuditComparison):
         return result.to_dict(), values.json, lambda _: comparing.as_text(result)
-    return result, values.json, lambda found: table(found["rows"])
+    return result.to_dict(), values.json, lambda found: table(found["rows"])

@@ -36,4 +36,4 @@ def run(argv: Sequence[str]) -> Answer:
         result = module.generate_prompts(values.model, rows, values.out, chosen, values.seed, values.compare)
     else:
         result = module.generate(values.model, values.classes, values.out, chosen, values.seed)
-    return result, values.json, lambda found: f"{found['images']} images, {found['grid']}"
+    return result.to_dict(), values.json, lambda found: f"{found['images']} images, {found['grid']}"

@@ -23,17 +23,9 @@ from erasure.core.errors import DataError, ModelError, OptionError, suggestion
 from erasure.core.run_dir import fingerprint
 from erasure.data import Aspect
 from erasure.data.images import to_float
-from erasure.evaluation.features.clip import (
-    BATCH_SIZE,
-    ClipModel,
-    ImagePreprocessor,
-    clip_image_features,
-    clip_text_features,
-    hash_of,
-    load_clip,
-    load_network,
-    local_folder,
-)
+from erasure.evaluation.features.clip import ClipModel, clip_image_features, clip_text_features, load_clip
+from erasure.evaluation.features.networks import BATCH_SIZE, load_network, local_folder
+from erasure.evaluation.features.preprocessing import ImagePreprocessor, hash_of
 from erasure.models import load_family
 from erasure.models.classifier import Classifier
 from erasure.models.info import read_info

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from erasure.core import plots
 from erasure.core.errors import RunError
 from erasure.core.files import write_text
+from erasure.core.records import Facts, Record, stored
 from erasure.core.run_dir import RunRecord, read_record
 from erasure.reports.erase_report import COLUMNS, rendered, table, titled
 
 
-def compare_runs(runs: Sequence[str], html: str | Path | None = None) -> dict[str, Any]:
-    """Rows of all runs, their originals first; `html` also writes a page.
+@dataclass(frozen=True)
+class RunComparison(Record):
+    """Rows of runs with their metrics, originals first; `html` is the page, where one was written."""
 
-    Raises RunError for a folder that is no finished erasure. Originals that were judged alike appear once.
+    rows: tuple[Facts, ...]
+    original: Facts | None
+    html: str | None = stored(optional=True)
+
+
+def compare_runs(runs: Sequence[str], html: str | Path | None = None) -> RunComparison:
+    """Put finished erasures into one table, their originals first; `html` also writes a page.
+
+    Originals with the same metrics appear once. Raises RunError for a folder that is no finished erasure.
     """
     documents = {run: _finished(run) for run in runs}
     rows: list[dict[str, Any]] = []
@@ -29,14 +40,12 @@ def compare_runs(runs: Sequence[str], html: str | Path | None = None) -> dict[st
             key = f"{settings['model_hash']} {result['original']['metrics']}"
             originals[key] = {"name": "original", "mask": "", "forget": result["forget"], **result["original"]}
     every = [*originals.values(), *rows]
-    result = {"rows": every, "original": next(iter(originals.values()), None)}
     if html is not None:
         page = rendered(
             title="Comparison of runs", table=table(every), figures=_figures(every), classes=[], notes=[], facts={}
         )
         write_text(Path(html), page)
-        result["html"] = str(html)
-    return result
+    return RunComparison(tuple(every), next(iter(originals.values()), None), str(html) if html is not None else None)
 
 
 def _finished(run: str) -> RunRecord:

@@ -1,12 +1,12 @@
-"""Draw images from a model or a run into a folder, one PNG each and a grid, resumable.
+"""Generate images with a model or a run into a folder, one PNG each and a grid, resumable.
 
-Class-conditional models draw classes, text-to-image models draw prompts, also beside another model from the same seeds.
+Class-conditional models take classes, text-to-image models take prompts, also beside another model from the same seeds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import NotApplicableError, OptionError
+from erasure.core.records import Record, stored
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import RunDir
 from erasure.data.images import grid, write_png
@@ -35,19 +36,41 @@ GRID_COLUMNS = 16
 COMPARED_COLUMNS = 4
 
 
+@dataclass(frozen=True)
+class GenerateResult(Record):
+    """The folder, its grid.png, how many images there are, and the classes or prompts that were asked for."""
+
+    out: str
+    grid: str
+    images: int
+    classes: tuple[str, ...] | None = stored(optional=True)
+    prompts: tuple[str, ...] | None = stored(optional=True)
+
+
 def generate(
     given: str, classes: str | None, out: str | Path, settings: SamplingOptions, seed: int = 0
-) -> dict[str, Any]:
-    """Images of each class ("0,cat"; None: all) as `<out>/<class>/NNNNN.png`, and `<out>/grid.png`.
+) -> GenerateResult:
+    """Write images of each class as `<out>/<class>/NNNNN.png`, and `<out>/grid.png`, a row for each class.
 
     A killed run continues with the images that are missing.
+
+    Args:
+        given: a shipped name, a folder, a run, or a hub id of a class-conditional or unconditional model.
+        classes: indices or names, joined by commas, such as "0,cat"; None for all.
+        out: the folder.
+        settings: how images are sampled.
+        seed: the seed of the first noise; image i of a class depends on the seed, the class and i alone.
+
+    Raises:
+        NotApplicableError: the model is a classifier, or takes no classes.
+        OptionError: the model takes prompts, or has no such class.
     """
     settings.check()
     model = load_model(given)
     if not isinstance(model, DiffusionModel):
-        raise NotApplicableError(f"{given} is a {model.family}: only generators draw images")
+        raise NotApplicableError(f"{given} is a {model.family}: it generates no images")
     if isinstance(model, StableDiffusion):
-        raise OptionError(f"{given} draws prompts: give --prompt TEXT (as often as you like) or --prompts FILE")
+        raise OptionError(f"{given} takes prompts: give --prompt TEXT (as often as you like) or --prompts FILE")
     labels = _labels(model, classes)
     model.to(device())
     recorded = {"model": located(given), "model_hash": model.hash, "classes": labels, "seed": seed, **asdict(settings)}
@@ -57,7 +80,8 @@ def generate(
         rows = [
             samples.images[samples.labels == label][:GRID_COLUMNS] for label in dict.fromkeys(samples.labels.tolist())
         ]
-        return _finished(run, rows, len(samples.images), classes=[_class_name(model, label) for label in labels])
+        result = _result(run, len(samples.images), classes=tuple(_class_name(model, label) for label in labels))
+        return _finished(run, rows, result)
 
 
 def generate_prompts(
@@ -67,11 +91,19 @@ def generate_prompts(
     settings: SamplingOptions,
     seed: int = 0,
     compare: str | None = None,
-) -> dict[str, Any]:
-    """Images of each prompt as `<out>/<number prompt>/NNNNN.png`, and `<out>/grid.png`, a row a prompt.
+) -> GenerateResult:
+    """Write images of each prompt as `<out>/<number prompt>/NNNNN.png`, and `<out>/grid.png`, a row for each prompt.
 
-    A row's own seed and guidance rank before `seed` and the settings'. With `compare`, that model draws from the same
-    seeds into `<out>/compared`, and the grid has its images left, the model's right.
+    Args:
+        given: a shipped name, a folder, a file, a run, or a hub id of a text-to-image model.
+        rows: the prompts; a row's own seed and guidance rank before `seed` and those of `settings`.
+        out: the folder.
+        settings: how images are sampled.
+        seed: the seed of the first noise.
+        compare: another model that generates from the same seeds into `<out>/compared`; the grid has its images left.
+
+    Raises:
+        NotApplicableError: a model takes no prompts.
     """
     settings.check()
     models = [_text_model(name) for name in ([given] if compare is None else [compare, given])]
@@ -95,7 +127,7 @@ def generate_prompts(
         pictures = [
             np.concatenate([half[i * each : (i + 1) * each][:columns] for half in halves]) for i in range(len(rows))
         ]
-        return _finished(run, pictures, sum(map(len, halves)), prompts=[row.prompt for row in rows])
+        return _finished(run, pictures, _result(run, sum(map(len, halves)), prompts=tuple(row.prompt for row in rows)))
 
 
 def _drawn(
@@ -121,16 +153,19 @@ def _seed_of(row: PromptRow, seed: int, index: int) -> int:
 def _text_model(given: str) -> StableDiffusion:
     model = load_model(given)
     if not isinstance(model, StableDiffusion):
-        raise NotApplicableError(f"{given} is a {model.family} model, which reads no prompts: give --classes instead")
+        raise NotApplicableError(f"{given} is a {model.family} model, which takes no prompts: give --classes instead")
     return model
 
 
-def _finished(run: RunDir, rows: Sequence[np.ndarray], count: int, **drawn: list[str]) -> dict[str, Any]:
+def _result(run: RunDir, count: int, **asked: tuple[str, ...]) -> GenerateResult:
+    return GenerateResult(str(run.folder), str(run.folder / "grid.png"), count, **asked)
+
+
+def _finished(run: RunDir, rows: Sequence[np.ndarray], result: GenerateResult) -> GenerateResult:
     """Write the grid and close the run."""
     if is_main():
         write_png(run.folder / "grid.png", grid(rows, scale=max(1, 32 // rows[0].shape[1])))
-    result = {"out": str(run.folder), "grid": str(run.folder / "grid.png"), "images": count, **drawn}
-    run.finish(result)
+    run.finish(result.to_dict())
     return result
 
 
@@ -142,7 +177,7 @@ def _labels(model: DiffusionModel, classes: str | None) -> list[int]:
     known = model.class_names or tuple(str(i) for i in range(model.num_classes))
     chosen = [class_index(part, known) for part in (classes or "").split(",") if part.strip()]
     if classes is not None and not chosen:
-        raise OptionError("--classes names no class: leave it out to draw them all")
+        raise OptionError("--classes names no class: leave it out for all of them")
     chosen = list(dict.fromkeys(chosen))
     check_classes(model, chosen)
     return chosen or (list(range(len(known))) if model.conditional else [])

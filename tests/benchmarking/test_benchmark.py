@@ -9,7 +9,8 @@ from erasure.benchmarking import table
 from erasure.benchmarking.cells import Cell
 from erasure.benchmarking.plan import AGAIN, ORIGINAL, RETRAIN
 from erasure.benchmarking.plan_file import read_plan
-from erasure.benchmarking.run import benchmark, carried_out
+from erasure.benchmarking.result import BenchmarkResult
+from erasure.benchmarking.run import benchmark, run_plan
 from erasure.core.errors import OptionError
 from erasure.core.shipped import shipped
 from erasure.evaluation.metrics.avg_gap import average_gap
@@ -93,7 +94,8 @@ def test_a_benchmark_from_end_to_end_makes_nothing_twice(plan, tmp_path, cli, mo
     monkeypatch.setattr("erasure.benchmarking.cells.Column._scores", never)
     out = out.rename(tmp_path / "moved")
     again = benchmark(plan, out, scenarios=["class"])
-    assert again["scenarios"] == result["scenarios"]
+    assert again.scenarios == result["scenarios"]
+    assert BenchmarkResult.read(out) == again and again.to_dict()["scenarios"] == result["scenarios"]
     text = cli("benchmark", plan, "--out", out, "--methods", "salun", "--scenarios", "class").out
     assert "tuned (paper)" not in text and "salun" in text and "Retrain / RTE" in text
     with pytest.raises(AssertionError, match="made twice"):  # other options are another cell
@@ -104,16 +106,16 @@ def test_a_benchmark_from_end_to_end_makes_nothing_twice(plan, tmp_path, cli, mo
 def test_a_method_that_has_no_numbers_is_said_and_ends_nothing(plan, tmp_path):
     plan.write_text(PLAN.replace('method = "finetune"', 'method = "finetune"\nlearning_rate = 1e30'))
     result = benchmark(plan, tmp_path / "bench", scenarios=["class"], num_seeds=1)
-    rows = {row["name"]: row for row in result["scenarios"][0]["rows"]}
+    rows = {row["name"]: row for row in result.scenarios[0]["rows"]}
     assert rows["tuned"]["scores"] == {} and "diverged" in rows["tuned"]["failed"]["0"]
     assert rows["salun"]["scores"]
-    assert any("tuned has no numbers for seed 0" in note for note in result["notes"])
+    assert any("tuned has no numbers for seed 0" in note for note in result.notes)
 
 
 def test_many_models_share_a_forget_set(plan, tmp_path):
     shrunk = read_plan(plan).only(["tuned"], ["random"], 1)
-    result = carried_out(shrunk, tmp_path / "bench", num_models=4)
-    rows = {row["name"]: row["scores"] for row in result["scenarios"][0]["rows"]}
+    result = run_plan(shrunk, tmp_path / "bench", num_models=4)
+    rows = {row["name"]: row["scores"] for row in result.scenarios[0]["rows"]}
     assert rows["tuned"]["u_lira"]["n"] == 12 and 0 <= rows["tuned"]["u_lira"]["mean"] <= 100
     assert rows[AGAIN]["klom_test"]["mean"] >= 0 and "u_lira" not in rows[RETRAIN]
     forgotten = {
@@ -121,7 +123,7 @@ def test_many_models_share_a_forget_set(plan, tmp_path):
         for path in (tmp_path / "bench" / "random").glob("seed-*/tuned-*/run.json")
     }
     assert forgotten == {"random:0.2@0"}
-    assert any("from 4 models" in note for note in result["notes"])
+    assert any("from 4 models" in note for note in result.notes)
     assert "U-LiRA" in table.as_text(result)
 
 
@@ -164,10 +166,10 @@ def test_the_paper_s_recipe_runs_for_a_few_steps(tmp_path):
                 picture.save(tmp_path / "data" / split / label / f"{i}.png")
     plan = read_plan("cifar10-resnet18").only(["salun"], ["random-10"], 1).shortened(1)
     plan = replace(plan, data=str(tmp_path / "data"), data_dir=None)
-    result = carried_out(plan, tmp_path / "bench")
+    result = run_plan(plan, tmp_path / "bench")
     text = table.as_text(result)
     assert "salun (paper)" in text and "1.15" in text and "14.39" in text and "numbers mean nothing" in text
-    assert len(result["scenarios"][0]["rows"][-1]["scores"]["ua"]["values"]) == 1
+    assert len(result.scenarios[0]["rows"][-1]["scores"]["ua"]["values"]) == 1
 
 
 @pytest.mark.parametrize(

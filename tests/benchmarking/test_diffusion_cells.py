@@ -12,6 +12,7 @@ from erasure.benchmarking import diffusion_cells
 from erasure.benchmarking.page import Spot, front
 from erasure.benchmarking.plan import ORIGINAL
 from erasure.benchmarking.plan_file import read_plan
+from erasure.benchmarking.result import SearchResult
 from erasure.benchmarking.run import benchmark
 from erasure.benchmarking.search import as_text, chosen, search
 from erasure.core.errors import OptionError
@@ -156,11 +157,11 @@ def test_a_killed_benchmark_goes_on(plan, tmp_path, made, monkeypatch):
     result = benchmark(plan, out, scenarios=["three"], num_seeds=1)
     assert made == ["salun", "salun", "salun", "finetune"]
     out = out.rename(tmp_path / "moved")
-    assert benchmark(plan, out, scenarios=["three"], num_seeds=1)["scenarios"] == result["scenarios"]
+    assert benchmark(plan, out, scenarios=["three"], num_seeds=1).scenarios == result.scenarios
     assert len(made) == 4
     plan.write_text(plan.read_text().replace("num_images = 2", "num_images = 3"))
     again = benchmark(plan, out, scenarios=["three"], methods=["finetune"], num_seeds=1)  # its weights were removed
-    assert made[4:] == ["finetune"] and again["scenarios"][0]["rows"][0]["n"]["ua"] == 3
+    assert made[4:] == ["finetune"] and again.scenarios[0]["rows"][0]["n"]["ua"] == 3
 
 
 def test_models_are_kept_where_they_are_wanted(plan, tmp_path, cli, made):
@@ -190,14 +191,14 @@ def test_two_commands_share_a_folder(plan, tmp_path, made, monkeypatch):
 
     monkeypatch.setattr("erasure.benchmarking.run.log_user", log_user)
     result = benchmark(plan, out, methods=["finetune"], scenarios=["three"])
-    assert said == ["three, seed 0: another process is at it"] and len(made) == 2
-    rows = result["scenarios"][0]["rows"]
+    assert said == ["three, seed 0: another process works on it"] and len(made) == 2
+    rows = result.scenarios[0]["rows"]
     assert all(len(row["scores"]["ua"]["values"]) == 2 for row in rows)
     assert sorted(out.rglob("run.json"))[0].stat().st_mtime_ns > sorted(out.rglob("run.json"))[1].stat().st_mtime_ns
 
 
 def test_prompts_of_a_text_to_image_model(tmp_path, plan):
-    saved(tmp_path / "judge", "resnet", ("church", "tench", "parachute", "chain saw"))
+    saved(tmp_path / "net", "resnet", ("church", "tench", "parachute", "chain saw"))
     (tmp_path / "concept.csv").write_text(
         "role,prompt,anchor,shows\n"
         "forget,a church,a house,object=church\n"
@@ -209,7 +210,7 @@ def test_prompts_of_a_text_to_image_model(tmp_path, plan):
         family = "diffusion"
         model = "{pipeline_folder("sd1")}"
         seeds = [0]
-        evaluation = {{num_images = 1, num_forgotten = 5, num_inference_steps = 2, classifier = "{tmp_path / "judge"}"}}
+        evaluation = {{num_images = 1, num_forgotten = 5, num_inference_steps = 2, classifier = "{tmp_path / "net"}"}}
         training_images = {{num_forget_images = 2, num_retain_images = 2, training_image_inference_steps = 1}}
         [scenarios.church]
         concept = "{tmp_path / "concept.csv"}"
@@ -220,13 +221,13 @@ def test_prompts_of_a_text_to_image_model(tmp_path, plan):
         """
     )
     result = benchmark(plan, tmp_path / "bench", keep_models=True)
-    original, row = result["scenarios"][0]["rows"]
+    original, row = result.scenarios[0]["rows"]
     assert row["n"]["ua"] == original["n"]["ua"] == 6 and row["n"]["ira"] == 3
     assert row["shown"]["forget"] == ["a church", "a photo of a church"]
     assert len(list((tmp_path / "bench").rglob("samples/*/*.png"))) == 2 * (6 + 3)
     assert row["scores"]["kept"]["mean"] == row["scores"]["ira"]["mean"]
     plan.write_text(re.sub(r', classifier = ".*?"', "", plan.read_text()))
-    with pytest.raises(OptionError, match="nobody can judge"):
+    with pytest.raises(OptionError, match="there is no classifier to label"):
         benchmark(plan, tmp_path / "other")
 
 
@@ -256,11 +257,11 @@ def test_prompts_that_no_method_was_given(tmp_path, plan, monkeypatch):
     assert not {row.text for row in unseen_before.rows} & seen and len(unseen_before.rows) == 8
     assert unseen_before.rows == unseen_after.rows and unseen_before.samples.images.shape[0] == 8
     assert before.model.class_names == before.task.class_names  # bound again to what methods are given
-    for row, own in zip(result["scenarios"][0]["rows"], (unseen_before, unseen_after), strict=True):
+    for row, own in zip(result.scenarios[0]["rows"], (unseen_before, unseen_after), strict=True):
         scores = row["scores"]
         assert scores["ua_unseen"]["mean"] == 100 * (1 - own.correct("forget").mean())
         assert scores["forgotten"]["mean"] == (scores["ua"]["mean"] + scores["ua_unseen"]["mean"]) / 2
-    assert "'forgotten' is the mean of UA, UA unseen." in result["notes"][1]
+    assert "'forgotten' is the mean of UA, UA unseen." in result.notes[1]
     plan.write_text(PLAN.format(model="digits-ddpm").replace("num_images = 2", "num_images = 2\nnum_unseen = 2"))
     with pytest.raises(OptionError, match="num_unseen needs prompts"):
         benchmark(plan, tmp_path / "other")
@@ -291,6 +292,8 @@ def test_a_search_tries_all_candidates_on_what_is_not_reported(plan, tmp_path, c
     result = cli("benchmark", plan, "--search", "--out", out, "--scenarios", "three", "--json").json
     assert made == ["salun", "salun", "finetune", "finetune"] and result["seeds"] == [5]
     (table,) = result["scenarios"]
+    found = SearchResult.read(out)
+    assert found.to_dict() == result
     assert table["forget"] == "7"
     assert [row["name"] for row in table["rows"]] == [
         *(ORIGINAL, "salun: steps 1", "salun: steps 2", "finetune: slow", "finetune: fast")
@@ -300,11 +303,11 @@ def test_a_search_tries_all_candidates_on_what_is_not_reported(plan, tmp_path, c
     for name, field in (("salun", "steps"), ("finetune", "learning_rate")):
         (best,) = (row for row in table["rows"] if row.get("row") == name and row["chosen"])
         assert lines[name] == {field: best["options"][field]} == best["candidate"]
-        assert f"* {best['name']}" in as_text(result)
-    assert "* original" not in as_text(result)
+        assert f"* {best['name']}" in as_text(found)
+    assert "* original" not in as_text(found)
     again = search(plan, out, scenarios=["three"], methods=["salun"])
-    assert len(made) == 4 and again["scenarios"][0]["rows"][1] == table["rows"][1]
-    assert json.loads((out / "search.json").read_text())["toml"] == again["toml"]
+    assert len(made) == 4 and again.scenarios[0]["rows"][1] == table["rows"][1]
+    assert json.loads((out / "search.json").read_text())["toml"] == again.toml
 
 
 def test_a_search_needs_something_to_search(plan, tmp_path, refused):

@@ -278,4 +278,4 @@ def test_generate_refuses_what_it_cannot_draw(cli, tmp_path, ddpm_folder):
     assert "not a readable" in last(
         cli, "generate", "--model", folder, "--prompts", tmp_path / "none.txt", "--out", out
     )
-    assert "reads no prompts" in last(cli, "generate", "--model", ddpm_folder, "--prompt", "a", "--out", out)
+    assert "takes no prompts" in last(cli, "generate", "--model", ddpm_folder, "--prompt", "a", "--out", out)

@@ -10,13 +10,8 @@ from PIL import Image
 from erasure.core.errors import DataError, ModelError, OptionError
 from erasure.data.images import to_float
 from erasure.evaluation.classifiers import DISTRACTORS, open_labeler
-from erasure.evaluation.features.clip import (
-    ImagePreprocessor,
-    clip_image_features,
-    clip_scores,
-    clip_text_features,
-    load_clip,
-)
+from erasure.evaluation.features.clip import clip_image_features, clip_scores, clip_text_features, load_clip
+from erasure.evaluation.features.preprocessing import ImagePreprocessor
 from erasure.models.classifier import Classifier
 from tests.support.tiny_pipelines import text_config, tokenizer
 
@@ -82,7 +77,7 @@ def test_readings_that_cannot_be_followed(tmp_path):
     for images in (noise().astype(np.float32), noise()[0], noise()[:0], np.zeros((1, 8, 8, 4), np.uint8)):
         with pytest.raises(DataError, match="expected uint8"):
             reading(tmp_path, "vit")(images)
-    with pytest.raises(DataError, match="reads 32 x 32 pixels, these images have 70 x 20"):
+    with pytest.raises(DataError, match="takes 32 x 32 pixels, these images have 70 x 20"):
         reading(tmp_path, "clip", do_resize=False)(noise(1, 20))
     plain = reading(tmp_path, "vit", do_resize=False, do_rescale=False, do_normalize=False)
     assert torch.equal(plain(noise()[..., :1]), torch.tensor(noise()[..., [0, 0, 0]]).permute(0, 3, 1, 2).float())

@@ -8,17 +8,9 @@ import torch
 import transformers
 
 from erasure.core.errors import DataError, ModelError
-from erasure.evaluation.features.clip import (
-    BATCH_SIZE,
-    LINEAR,
-    PROCESSORS,
-    ImagePreprocessor,
-    clip_image_features,
-    clip_scores,
-    clip_text_features,
-    load_clip,
-    load_network,
-)
+from erasure.evaluation.features.clip import clip_image_features, clip_scores, clip_text_features, load_clip
+from erasure.evaluation.features.networks import BATCH_SIZE, load_network
+from erasure.evaluation.features.preprocessing import LINEAR, PROCESSORS, ImagePreprocessor
 from tests.support.tiny_pipelines import text_config, tokenizer
 
 
@@ -80,7 +72,7 @@ def test_the_hash_is_of_the_weights_and_of_how_images_are_read(folder, tmp_path)
     same.network.logit_scale.data += 1
     assert one.hash != same.hash
     stock_processor("CLIP")(size={"shortest_edge": 40}, crop_size=32).save_pretrained(tmp_path)
-    object.__setattr__(one, "reading", ImagePreprocessor.of(tmp_path))
+    object.__setattr__(one, "preprocessor", ImagePreprocessor.of(tmp_path))
     assert one.hash != load_clip(str(folder)).hash
 
 
@@ -108,7 +100,7 @@ def test_a_reading_or_a_network_that_is_damaged(folder, tmp_path):
     config = json.loads((folder / "preprocessor_config.json").read_text())
     for wrong, message in (({"image_mean": None}, "NoneType"), ({"rescale_factor": "x"}, "could not convert")):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps({**config, **wrong}))
-        with pytest.raises(ModelError, match=f"does not say how the network reads an image: .*{message}"):
+        with pytest.raises(ModelError, match=f"does not say how to prepare an image for the network: .*{message}"):
             ImagePreprocessor.of(tmp_path)
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_network(transformers.CLIPModel, tmp_path)

@@ -11,8 +11,8 @@ import transformers
 from PIL import Image
 
 from erasure.core.errors import DataError, ModelError
-from erasure.evaluation.features.clip import ImagePreprocessor
 from erasure.evaluation.features.dinov2 import dinov2_features, load_dinov2
+from erasure.evaluation.features.preprocessing import ImagePreprocessor
 from tests.evaluation.test_classifiers import noise, saved, seeded
 
 # What the published folders record.

@@ -18,6 +18,7 @@ from benchmarks import mask as mask_benchmark
 from benchmarks.official import official_mask
 from benchmarks.official_sd import Encoders, Images, OfficialSalUn
 from erasure.benchmarking.plan_file import read_plan
+from erasure.benchmarking.result import BenchmarkResult
 from erasure.core import registry
 from erasure.core.rng import derive_seed
 from erasure.data import Batches
@@ -78,7 +79,7 @@ def test_the_gpu_script_runs_at_toy_size_and_goes_on_where_it_stopped(tmp_path):
     assert json.loads(again.stdout.splitlines()[-1])["judged"]["ra"]["n"] == 40
 
 
-def test_what_is_published_has_no_folder_and_six_digits():
+def test_what_is_published_has_no_folder_and_six_digits(tmp_path):
     row = {
         "name": "salun",
         "method": "salun",
@@ -90,11 +91,12 @@ def test_what_is_published_has_no_folder_and_six_digits():
     row |= {"scores": {"ua": {"mean": 1 / 3, "interval": None, "values": [1 / 3]}}, "strip": "digit/seed-0/a.png"}
     scenario = {"name": "digit", "title": "a digit", "forget": "5", "rows": [row]}
     about = {"family": "diffusion", "data": "", "models": ["digits-sd"], "seeds": [0], "tuned_on": [7], "notes": []}
-    found = publish.published(
-        about
-        | {"scenarios": [scenario], "seconds": 12.3456789, "facts": {"threads": "1", "command": "erasure"}}
-        | {"report": "somewhere/report.html", "plan": {}}
+    facts = {"threads": "1", "command": "erasure"}
+    result = BenchmarkResult(
+        **about, scenarios=[scenario], seconds=12.3456789, facts=facts, report="somewhere/report.html", plan={}
     )
+    result.write(tmp_path)
+    found = publish.published(BenchmarkResult.read(tmp_path))
     (kept,) = found["scenarios"][0]["rows"]
     assert kept["scores"]["ua"]["mean"] == 0.333333 and kept["mask"] == "per layer"
     assert found["models"] == ["digits-sd"] and found["seconds"] == 12.3457 and found["threads"] == "1"
@@ -305,9 +307,9 @@ def test_the_strips_of_a_benchmark_become_one_picture(tmp_path):
     ]
     write_png(tmp_path / "a.png", np.full((32, 320, 3), 255, np.uint8))
     write_png(tmp_path / "b.png", np.zeros((32, 320, 3), np.uint8))
-    publish.picture({"scenarios": [{"rows": rows}]}, tmp_path, tmp_path / "all.jpg")
+    publish.picture({"rows": rows}, tmp_path, tmp_path / "all.jpg")
     seen = read_image(tmp_path / "all.jpg", "picture").mean(-1)
     assert seen.shape == (64, 520) and (seen[34:, 202:] < 16).all() and (seen[:30, 202:] > 240).all()
     assert (seen[:, :200] < 128).any()  # the names
-    publish.picture({"scenarios": [{"rows": [{"name": "classifier"}]}]}, tmp_path, tmp_path / "none.jpg")
+    publish.picture({"rows": [{"name": "classifier"}]}, tmp_path, tmp_path / "none.jpg")
     assert not (tmp_path / "none.jpg").exists()

@@ -17,7 +17,8 @@ from torch import nn
 
 from erasure.auditing.detectors.base import Scorer
 from erasure.core.records import Facts
-from erasure.evaluation.features.clip import BATCH_SIZE, ImagePreprocessor, hash_of, load_network, local_folder
+from erasure.evaluation.features.networks import BATCH_SIZE, load_network, local_folder
+from erasure.evaluation.features.preprocessing import ImagePreprocessor, hash_of
 
 CONCEPTS, SPECIAL = 17, 3
 RAISED = 0.01

@@ -12,33 +12,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from erasure.core.errors import ModelError
-from erasure.core.files import read_json
-from erasure.evaluation.features.clip import BATCH_SIZE, ImagePreprocessor, hash_of, load_network, local_folder
+from erasure.evaluation.features.networks import BATCH_SIZE, folder_of, load_network
+from erasure.evaluation.features.preprocessing import ImagePreprocessor, hash_of
 
 
 @dataclass(frozen=True)
 class DINOv2:
-    """A Dinov2Model with the way it reads images."""
+    """A Dinov2Model with its preprocessor."""
 
     network: Any
-    reading: ImagePreprocessor
+    preprocessor: ImagePreprocessor
     source: str
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the weights and of how images are read."""
-        return hash_of(self.network, self.reading)
+        """SHA-256 of the weights and of how images are prepared."""
+        return hash_of(self.network, self.preprocessor)
 
 
 def load_dinov2(given: str, device: torch.device | str = "cpu") -> DINOv2:
     """The DINOv2 in a folder or under a hub id; raises ModelError when it is missing, damaged or another model."""
     from transformers import Dinov2Model
 
-    folder = local_folder(given)
-    config = read_json(folder / "config.json", ModelError) if (folder / "config.json").is_file() else {}
-    if config.get("model_type", "dinov2") != "dinov2":
-        raise ModelError(f"{given} is not a DINOv2: its config.json says {config['model_type']!r}")
+    folder = folder_of(given, "dinov2", "DINOv2")
     network = load_network(Dinov2Model, folder)
     return DINOv2(network.to(torch.device(device)), ImagePreprocessor.of(folder), given)
 
@@ -47,11 +43,11 @@ def load_dinov2(given: str, device: torch.device | str = "cpu") -> DINOv2:
 def dinov2_features(model: DINOv2, images: np.ndarray) -> np.ndarray:
     """Features (n, d) of uint8 images (n, h, w, 3): the class token after the last layer norm, float64.
 
-    Images are read as the model's own processor says: those of `facebook` bring the shorter side to 256 and keep the
-    224 x 224 in the middle, where Stein et al. squeeze the whole image to 224 x 224.
+    Images are prepared as the model's own processor says: those of `facebook` bring the shorter side to 256 and keep
+    the 224 x 224 in the middle, where Stein et al. squeeze the whole image to 224 x 224.
     """
     parts = []
     for i in range(0, max(len(images), 1), BATCH_SIZE):
-        pixels = model.reading(images[i : i + BATCH_SIZE], model.network.device)
+        pixels = model.preprocessor(images[i : i + BATCH_SIZE], model.network.device)
         parts.append(model.network(pixel_values=pixels).last_hidden_state[:, 0].cpu())
     return torch.cat(parts).double().numpy()

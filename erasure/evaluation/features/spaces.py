@@ -14,9 +14,10 @@ from erasure.core.errors import NotApplicableError
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset
 from erasure.data.images import to_float
-from erasure.evaluation.features.clip import BATCH_SIZE, clip_image_features, load_clip
+from erasure.evaluation.features.clip import clip_image_features, load_clip
 from erasure.evaluation.features.dinov2 import dinov2_features, load_dinov2
 from erasure.evaluation.features.inception import inception_features, inception_file, load_inception
+from erasure.evaluation.features.networks import BATCH_SIZE
 from erasure.formats.safetensors_io import hash_tensors, read_tensors, write_tensors
 
 Space = Literal["inception", "clip", "dinov2"]
