@@ -213,7 +213,7 @@ def test_embeddings_and_options_that_q16_cannot_use(clip, prompts, tmp_path):
     for name, missing in (("q16", "prompts"), ("image_classifier", "model")):
         with pytest.raises(OptionError, match=f"needs (its )?`{missing}`"):
             open_detector(name)
-    with pytest.raises(OptionError, match="is no image classifier"):
+    with pytest.raises(OptionError, match="is not an image classifier"):
         open_detector("image_classifier", {"model": f"clip:{clip}"})
 
 
