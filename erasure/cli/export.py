@@ -56,7 +56,7 @@ def run(argv: Sequence[str]) -> Answer:
             lora_keys=values.lora_keys,
             base=values.base,
         )
-    return result, values.json, _shown
+    return result.to_dict(), values.json, _shown
 
 
 def _shown(found: Any) -> str:

@@ -20,7 +20,8 @@ def run(argv: Sequence[str]) -> Answer:
     parser.add_argument("file", help="an exported file or folder, or a mask")
     parser.add_argument("--base", metavar="MODEL", help="the original model, to prove that nothing else changed")
     values = parser.read(argv)
-    return import_module("erasure.exporting.verify").verify(values.file, values.base), values.json, _shown
+    result = import_module("erasure.exporting.verify").verify(values.file, values.base)
+    return result.to_dict(), values.json, _shown
 
 
 def _shown(found: Any) -> str:

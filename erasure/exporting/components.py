@@ -1,23 +1,23 @@
-"""What a file of weights holds, tensor by tensor: as it is written, and what the base has in its place.
+"""The tensors of a model or a file, by component: as they are written, and the base's under the same names.
 
-Nothing is kept: a tensor is read, cast or turned when it is asked for, so that a model larger than memory can be
-compared and hashed.
+Nothing is kept in memory: a tensor is read, cast or reshaped when it is asked for, so that a model larger than memory
+can be compared and hashed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from erasure.core.errors import ModelError
+from erasure.core.files import parse_object
 from erasure.formats import single_file
 from erasure.formats.clip_tokenizer import config_of
 from erasure.formats.delta import as_bits
@@ -39,7 +39,7 @@ PARTS = {
 }
 
 
-class Lazy(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """Tensors that are made when they are asked for."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
@@ -58,59 +58,75 @@ class Lazy(Mapping[str, Tensor]):
         return len(self._makers)
 
 
+class TensorChange(NamedTuple):
+    """How a tensor differs from the base's: by how much, relative to the base's norm, and in how many weights.
+
+    `relative` is None where the base has nothing but zeros.
+    """
+
+    relative: float | None
+    weights: int
+
+
+class Facts(TypedDict):
+    """What a provenance says of tensors: each `changed` one with its TensorChange, and SHA-256 of groups of them."""
+
+    changed: dict[str, list[Any]]
+    sha256: dict[str, str]
+
+
 @dataclass(frozen=True)
 class TensorDiff:
-    """Tensors as written (`after`), and the base's under the same names in the same number format (`before`)."""
+    """Tensors as they are written in a `format` (`after`), and the base's of the same names and dtypes (`before`)."""
 
-    form: str
+    format: str
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
 
-    def facts(self) -> dict[str, Any]:
-        """`changed`: by tensor [relative change, number of weights]; `sha256` of components and of the unchanged."""
-        changed = {}
-        for name in self.after:
-            found = change(self.before[name], self.after[name])
-            if found:
-                changed[name] = found
-        groups = dict.fromkeys(component_of(self.form, name) for name in self.after)
-        return {"changed": changed, "sha256": hashes(self.form, self.after, changed, ("unchanged", *groups))}
+    @property
+    def changed(self) -> dict[str, list[Any]]:
+        """The tensors that differ in a bit, each with its TensorChange as a list."""
+        found = ((name, change(self.before[name], self.after[name])) for name in self.after)
+        return {name: list(difference) for name, difference in found if difference is not None}
+
+    def facts(self) -> Facts:
+        """What changed, and hashes of each component and of all that did not change."""
+        changed = self.changed
+        groups = dict.fromkeys(component_of(self.format, name) for name in self.after)
+        return {"changed": changed, "sha256": hashes(self.format, self.after, changed, ("unchanged", *groups))}
 
 
-def change(before: Tensor, after: Tensor) -> list[Any] | None:
-    """[norm of the difference relative to the norm before, number of weights that differ], None when no bit differs.
-
-    The relative change is None where there was nothing but zeros.
-    """
+def change(before: Tensor, after: Tensor) -> TensorChange | None:
+    """The difference of two tensors of one shape and dtype, None when no bit differs."""
     count = int((as_bits(before) != as_bits(after)).sum())
     if not count:
         return None
     old = before.detach().cpu().double()
     size = float(old.norm())
-    moved = float((after.detach().cpu().double() - old).norm())
-    return [float(f"{moved / size:.6g}") if size else None, count]
+    distance = float((after.detach().cpu().double() - old).norm())
+    return TensorChange(float(f"{distance / size:.6g}") if size else None, count)
 
 
 def hashes(
-    form: str, tensors: Mapping[str, Tensor], changed: Mapping[str, Any], groups: tuple[str, ...]
+    format: str, tensors: Mapping[str, Tensor], changed: Mapping[str, object], groups: tuple[str, ...]
 ) -> dict[str, str]:
     """SHA-256 of groups of tensors: "unchanged", "all", or a component's name."""
     found = {}
     for group in groups:
-        names = [name for name in tensors if group == "all" or _in_group(form, name, changed, group)]
-        found[group] = hash_tensors(Lazy({name: partial(tensors.__getitem__, name) for name in names}))
+        names = [name for name in tensors if group == "all" or _in_group(format, name, changed, group)]
+        found[group] = hash_tensors(LazyTensors({name: partial(tensors.__getitem__, name) for name in names}))
     return found
 
 
-def _in_group(form: str, name: str, changed: Mapping[str, Any], group: str) -> bool:
-    return name not in changed if group == "unchanged" else component_of(form, name) == group
+def _in_group(format: str, name: str, changed: Mapping[str, object], group: str) -> bool:
+    return name not in changed if group == "unchanged" else component_of(format, name) == group
 
 
-def component_of(form: str, name: str) -> str:
-    """The part of the model that a tensor of such a file belongs to; "other" for what belongs to none."""
-    if form == "single-file":
+def component_of(format: str, name: str) -> str:
+    """The component that a tensor of a file belongs to; "other" for none."""
+    if format == "single-file":
         return next((part for prefix, part in PARTS.items() if name.startswith(prefix)), "other")
-    return name.rpartition("/")[0] or "network" if form == "diffusers" else "network"
+    return name.rpartition("/")[0] or "network" if format == "diffusers" else "network"
 
 
 def raw_tensors(path: Path) -> Mapping[str, Tensor]:
@@ -122,7 +138,7 @@ def raw_tensors(path: Path) -> Mapping[str, Tensor]:
         handle: Any = safe_open(path, framework="pt").__enter__()  # the tensors keep the file mapped
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a readable safetensors file ({reason(path, error)})") from error
-    return Lazy({name: partial(handle.get_tensor, name) for name in entries})
+    return LazyTensors({name: partial(handle.get_tensor, name) for name in entries})
 
 
 def folder_tensors(folder: Path) -> Mapping[str, Tensor]:
@@ -134,7 +150,7 @@ def folder_tensors(folder: Path) -> Mapping[str, Tensor]:
         found |= {_place(prefix, name): partial(tensors.__getitem__, name) for name in tensors}
     if not found:
         raise ModelError(f"{folder} holds no safetensors: expected a model folder")
-    return Lazy(found)
+    return LazyTensors(found)
 
 
 def states_of(model: Model) -> dict[str, Mapping[str, Tensor]]:
@@ -224,7 +240,7 @@ def _weights_of(folder: Path) -> list[Path]:
     return [path for path in paths if "." not in path.stem] or paths
 
 
-def _matched(files: list[Path], state: Mapping[str, Tensor]) -> Lazy | None:
+def _matched(files: list[Path], state: Mapping[str, Tensor]) -> LazyTensors | None:
     """The files' tensors under the names of `state`; None unless each is there once, in its shape."""
     found: dict[str, Callable[[], Tensor]] = {}
     for path in files:
@@ -235,13 +251,13 @@ def _matched(files: list[Path], state: Mapping[str, Tensor]) -> Lazy | None:
         found |= makers
     named = {name: found.get(name.removeprefix(TEXT_MODEL)) for name in state}
     made = {name: maker for name, maker in named.items() if maker is not None and maker().shape == state[name].shape}
-    return Lazy(made) if len(made) == len(state) else None
+    return LazyTensors(made) if len(made) == len(state) else None
 
 
-def in_folder(model: Model | Original) -> Lazy:
+def in_folder(model: Model | Original) -> LazyTensors:
     """A model's tensors under the names of `folder_tensors`."""
     states = model.states if isinstance(model, Original) else states_of(model)
-    return Lazy({_place(part, name): partial(s.__getitem__, name) for part, s in states.items() for name in s})
+    return LazyTensors({_place(part, name): partial(s.__getitem__, name) for part, s in states.items() for name in s})
 
 
 def _place(part: str, name: str) -> str:
@@ -267,7 +283,7 @@ def in_one_file(
 def configs_of(model: StableDiffusion) -> dict[str, dict[str, Any]]:
     """The configuration of every component, as `single_file.write` wants it, without the paths it was read from."""
     found: dict[str, dict[str, Any]] = {"unet": dict(model.network.config), "vae": dict(model.parts["vae"].config)}
-    found |= {name: json.loads(model.parts[name].config.to_json_string()) for name in model.encoders}
+    found |= {name: parse_object(model.parts[name].config.to_json_string(), name) for name in model.encoders}
     found |= {name: config_of(model.parts[name]) for name in model.tokenizers}
     found["scheduler"] = dict(model.parts["scheduler_config"])
     return {
@@ -276,7 +292,7 @@ def configs_of(model: StableDiffusion) -> dict[str, dict[str, Any]]:
     }
 
 
-def as_written(tensors: Mapping[str, Tensor], dtype_of: Callable[[str], torch.dtype | None]) -> Lazy:
+def as_written(tensors: Mapping[str, Tensor], dtype_of: Callable[[str], torch.dtype | None]) -> LazyTensors:
     """The tensors with each floating one in the format that `dtype_of` its name gives; None leaves it as it is.
 
     Asking for one raises ModelError when a number is too large for its format.
@@ -286,4 +302,4 @@ def as_written(tensors: Mapping[str, Tensor], dtype_of: Callable[[str], torch.dt
         tensor, dtype = tensors[name], dtype_of(name)
         return cast(name, tensor, dtype) if dtype and tensor.is_floating_point() else tensor
 
-    return Lazy({name: partial(made, name) for name in tensors})
+    return LazyTensors({name: partial(made, name) for name in tensors})

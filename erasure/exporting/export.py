@@ -1,109 +1,147 @@
 """Export a cleaned model: a stock folder, one file in the original layout, the network alone, a delta, or a LoRA.
 
-Every form carries its provenance and a card, and a delta applied to the original gives the cleaned weights bit for bit.
+Every format carries its provenance and a card, and a delta applied to the original gives the cleaned weights bit for
+bit.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from erasure.core.errors import ModelError, NotApplicableError, OptionError, OutputError, RunError, suggestion
-from erasure.core.files import read_json
+from erasure.core.files import parse_object
 from erasure.core.logging import log_user
-from erasure.core.provenance import SIDECAR, name_of, provenance_of, read_provenance
+from erasure.core.provenance import Provenance, name_of, provenance_of, read_provenance, read_sidecar
 from erasure.core.run_dir import RunRecord, read_record
 from erasure.exporting.components import Original, original
-from erasure.exporting.writers import FORMATS, Cleaned, ExportOptions, settled, write
+from erasure.exporting.writers import FORMATS, Cleaned, ExportOptions, check, write
 from erasure.formats.delta import DELTA, VALUES_ONLY, applied, check_fits
 from erasure.formats.safetensors_io import hash_tensors, read_tensors
 from erasure.models import Model, load_model, resolve
 from erasure.models.guidance import Steering
 from erasure.models.info import forget_advice
+from erasure.models.loading import check_unchanged
 
 DTYPES = ("float16", "bfloat16", "float32")
 
 
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written: where, in which format, its size in bytes, and its provenance."""
+
+    out: str
+    format: str
+    bytes: int
+    provenance: Provenance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
 def export(
-    run: str | Path,
-    form: str,
+    run: object,
+    format: str,
     out: str | Path,
     *,
     dtype: str | None = None,
     rank: int = 8,
     lora_keys: str = "kohya",
-    base: str | None = None,
-) -> dict[str, Any]:
-    """Write the cleaned model of `run` to `out` as one of FORMATS; returns what was written, its size and provenance.
+    base: str | Path | Model | None = None,
+) -> ExportResult:
+    """Write the cleaned model of a run to a file or a folder, with its provenance and a card.
 
-    `dtype` is one of DTYPES (default: what the base came in), `rank` and `lora_keys` are a LoRA's, `base` says where
-    the run's original is now. `out` must not exist, unless it is an earlier export of the same model. Raises RunError
-    for a run that is not done, ModelError when its model or its original is no longer what it was, OutputError when the
-    disk has no room, NotApplicableError for a run that changed no weight.
+    Args:
+        run: the folder of a finished erasure, or its result.
+        format: one of FORMATS.
+        out: the file or folder to write; it must not exist, unless it is an earlier export of the same model.
+        dtype: one of DTYPES; by default the original's.
+        rank: rank of a LoRA.
+        lora_keys: names of a LoRA's tensors, kohya or peft.
+        base: the original, where it is not where the run found it.
+
+    Raises:
+        RunError: the run is not finished.
+        ModelError: its model or its original has changed since.
+        NotApplicableError: the run changed no weight, or its family has no files of this format.
+        OutputError: there is not enough disk space, or `out` is something else.
     """
-    if form not in FORMATS:
-        raise OptionError(f"unknown --format {form!r}{suggestion(form, FORMATS)}")
-    manner = ExportOptions(_number_format(dtype), rank, lora_keys)
-    folder, target = Path(run), Path(out)
-    document = _finished(folder)
-    _check_free(target, document["trained"])
+    if format not in FORMATS:
+        raise OptionError(f"unknown --format {format!r}{suggestion(format, FORMATS)}")
+    options = ExportOptions(_dtype(dtype), rank, lora_keys)
+    folder, target = _folder_of(run), Path(out)
+    record = _finished(folder)
+    _check_free(target, record["trained"])
     model = load_model(folder)
-    _check_changed(folder, document, model)
-    provenance, settings = provenance_of(document, model.marks), document["settings"]
-    before, place = _original(folder, settings, base, model)
-    cleaned = Cleaned(before, model, provenance, _template(place))
-    settled(form, cleaned, target, manner)
-    if model.hash != provenance["hash"] or _other(cleaned.after, provenance.get("part_hash")):
-        raise ModelError(f"{folder / 'model'} is not the model this run made: its weights have changed since")
-    if before.hash != settings["model_hash"] or _other(cleaned.before, provenance.get("base_part_hash")):
-        raise ModelError(f"{place} is no longer the model this run began from: its weights have changed")
-    return _result(target, form, write(form, cleaned, target, manner))
+    _check_changed(folder, record, model)
+    provenance = provenance_of(record, model.marks)
+    before, place, template = _original(folder, record["settings"]["model"], base, model)
+    cleaned = Cleaned(before, model, provenance, template)
+    check(format, cleaned, target, options)
+    made = "the model that this run made"
+    check_unchanged(folder / "model", made, (model.hash, provenance["hash"]), _pair(cleaned.after, provenance, ""))
+    began = "the model that this run began from"
+    check_unchanged(place, began, (before.hash, provenance["base_hash"]), _pair(cleaned.before, provenance, "base_"))
+    return _result(target, format, write(format, cleaned, target, options))
 
 
-def _other(tensors: Mapping[str, Tensor], recorded: str | None) -> bool:
-    """Whether tensors have another hash than was recorded of them, where one was."""
-    return recorded is not None and hash_tensors(tensors) != recorded
+def _pair(tensors: Mapping[str, Tensor], provenance: Mapping[str, Any], side: str) -> tuple[str, str | None]:
+    """The hash of the part that a run changed, and the recorded one; None where that part is the whole network."""
+    recorded = provenance.get(f"{side}part_hash")
+    return (hash_tensors(tensors), recorded) if recorded else ("", None)
+
+
+def _folder_of(run: object) -> Path:
+    """The folder of a run, given by its path or as a result that has a `folder` or names its `run`."""
+    for found in (run, getattr(run, "folder", None), getattr(run, "run", None)):
+        if isinstance(found, str | Path):
+            return Path(found)
+    raise OptionError(f"a run is the folder or the result of an erasure, not a {type(run).__name__}")
 
 
 def _finished(folder: Path) -> RunRecord:
-    """The record of a run; raises RunError when it is not an erasure, or was not done."""
-    document = read_record(folder / "run.json")
-    if document["status"] == "diverged":
-        why = document["diverged"]["reason"] if "diverged" in document else "training diverged"
+    """The record of a run; raises RunError when it is not a finished erasure."""
+    record = read_record(folder / "run.json")
+    if record["status"] == "diverged":
+        why = record["diverged"]["reason"] if "diverged" in record else "training diverged"
         raise RunError(f"{folder} is not a finished erasure, and is not exported: {why}")
-    if document["verb"] != "erase" or document["status"] != "done" or "trained" not in document:
+    if record["verb"] != "erase" or record["status"] != "done" or "trained" not in record:
         raise RunError(f"{folder} is not a finished erasure: run `erasure erase --out {folder} ...` first")
-    return document
+    return record
 
 
-def _check_changed(folder: Path, document: Mapping[str, Any], model: Model) -> None:
-    """Raise NotApplicableError for a run that left an instruction for drawing, and the original's weights."""
-    if document["trained"].get("moves") != "nothing":
+def _check_changed(folder: Path, record: RunRecord, model: Model) -> None:
+    """Raise NotApplicableError for a run that guides the sampling and leaves the original's weights."""
+    if record["trained"].get("moves") != "nothing":
         return
     steering = Steering.of(model.info)
     advice = f": {steering.advice()}" if steering else ""
     raise NotApplicableError(
-        f"{folder} changed no weight ({document['settings']['method']}), there is nothing to export{advice}"
+        f"{folder} changed no weight ({record['settings']['method']}), there is nothing to export{advice}"
     )
 
 
-def _number_format(name: str | None) -> torch.dtype | None:
+def _dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in DTYPES:
         raise OptionError(f"unknown --dtype {name!r}{suggestion(name, DTYPES)}")
-    return getattr(torch, name) if name else None
+    return cast(torch.dtype, getattr(torch, name)) if name else None
 
 
-def _original(folder: Path, settings: Mapping[str, Any], base: str | None, model: Model) -> tuple[Original, str]:
-    """What a run began from, left in its files where they can be read one tensor at a time, and where it is."""
-    place = base or settings["model"]
+def _original(
+    folder: Path, recorded: str, base: str | Path | Model | None, model: Model
+) -> tuple[Original, str, Path | None]:
+    """What a run began from, where it is, and its file where it is a single one."""
+    if isinstance(base, Model):
+        return _of_model(base, model)
+    place = str(base or recorded)
     try:
-        return original(place, model) or Original.of(load_model(place)), place
+        return original(place, model) or Original.of(load_model(place)), place, _template(place)
     except ModelError as error:
         if base:
             raise ModelError(error.message.replace("--model", "--base", 1)) from error
@@ -111,64 +149,77 @@ def _original(folder: Path, settings: Mapping[str, Any], base: str | None, model
         raise ModelError(f"{folder} was made from another model: {why}: say with --base where it is now") from error
 
 
+def _of_model(loaded: Model, like: Model) -> tuple[Original, str, Path | None]:
+    """The same of a model in memory: a single file that it was loaded from is read anew, for what else is in it."""
+    template = Path(loaded.source) if loaded.source and Path(loaded.source).is_file() else None
+    found = original(loaded.source, like) if template else None
+    return found or Original.of(loaded), loaded.source, template
+
+
 def _template(place: str) -> Path | None:
+    """The single file at `place`, None for a folder or a hub id."""
     path = Path(resolve(place))
     return path if path.is_file() else None
 
 
-def _result(target: Path, form: str, provenance: dict[str, Any]) -> dict[str, Any]:
-    return {"out": str(target), "format": form, "bytes": _size(target), "provenance": provenance}
+def _result(target: Path, format: str, provenance: Provenance) -> ExportResult:
+    return ExportResult(str(target), format, _size(target), provenance)
 
 
-def apply_delta(delta: str | Path, model: str, out: str | Path, *, dtype: str | None = None) -> dict[str, Any]:
-    """Apply a delta; `out` becomes a folder, or one file when it ends in .safetensors.
+def apply_delta(
+    delta: str | Path, model: str | Path | Model, out: str | Path, *, dtype: str | None = None
+) -> ExportResult:
+    """Apply a delta to a model and write the result: a folder, or one file when `out` ends in .safetensors.
 
-    Applied to the model it was made from it gives the cleaned model bit for bit, in the number format of that model or
-    in `dtype`; to another fine-tune of the same architecture it adds the same change, and says so. Raises ModelError
+    Applied to the model it was made from it gives the cleaned model bit for bit, in the dtype of that model or in
+    `dtype`; to another fine-tune of the same architecture it adds the same change, and says so. Raises ModelError
     when the model is of another architecture, or when the delta is damaged.
     """
     tensors, header = read_tensors(Path(delta))
     provenance = read_provenance(header, delta)
     if header.get("format") not in (DELTA, VALUES_ONLY) or not {"base_hash", "hash"} <= set(header) or not provenance:
         raise ModelError(f"--apply {delta} is not a delta: make one with `erasure export RUN --format delta`")
-    number_format, target = _number_format(dtype), Path(out)
-    base = load_model(model)
-    form = "safetensors" if target.suffix == ".safetensors" else "diffusers"
-    cleaned = Cleaned(original(model, base) or Original.of(base), base, _bare(provenance), _template(model))
-    settled(form, cleaned, target, ExportOptions(number_format))
+    options, target = ExportOptions(_dtype(dtype)), Path(out)
+    base = model.clone() if isinstance(model, Model) else load_model(model)
+    format = "safetensors" if target.suffix == ".safetensors" else "diffusers"
+    if isinstance(model, Model):
+        before, place, template = _of_model(model, base)
+    else:
+        before, place, template = original(str(model), base) or Original.of(base), str(model), _template(str(model))
+    cleaned = Cleaned(before, base, _bare(provenance), template)
+    check(format, cleaned, target, options)
     own = base.hash == header["base_hash"]
     if not own:
-        _check_relative(base, header, f"--to {model} is not the model that {delta} was made from")
-    moved = applied(base.network.state_dict(), tensors, exact=own)
-    found = hash_tensors(moved)
+        _check_relative(base, header, f"--to {place} is not the model that {delta} was made from")
+    after = applied(base.network.state_dict(), tensors, exact=own)
+    found = hash_tensors(after)
     if own and found != header["hash"]:
-        raise ModelError(f"{delta} is damaged: applied to {model} it does not give the cleaned model")
+        raise ModelError(f"{delta} is damaged: applied to {place} it does not give the cleaned model")
     if not own:
         log_user(f"{delta} was applied to another model than it was made for: audit the result again")
-        provenance = _of_relative(provenance, model, base.hash, found)
+        provenance = _of_relative(provenance, place, base.hash, found)
     _check_free(target, {"hash": found})
-    _put(base, moved, provenance)
-    provenance = {**_bare(provenance), "marks": base.marks}
-    written = write(form, replace(cleaned, provenance=provenance), target, ExportOptions(number_format))
-    return _result(target, "delta applied", written)
+    _replace_weights(base, after, provenance)
+    cleaned = replace(cleaned, provenance=cast(Provenance, {**_bare(provenance), "marks": base.marks}))
+    return _result(target, "delta applied", write(format, cleaned, target, options))
 
 
 def _check_relative(base: Model, header: Mapping[str, str], refusal: str) -> None:
-    """A delta can be added to a model of the same architecture, if it holds what was added."""
+    """Raise ModelError for a model of another architecture, or for a delta that fits its own base alone."""
     if header["format"] == VALUES_ONLY:
         raise ModelError(f"{refusal}: export the delta again to apply it to others, this one holds whole weights")
+    damaged = f"{refusal}, and it does not say which tensors it fits: the file is damaged"
     try:
-        shapes = json.loads(header["shapes"])
-        check_fits(shapes, base.network.state_dict(), refusal)
-    except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise ModelError(f"{refusal}, and it does not say which tensors it fits: the file is damaged") from error
+        check_fits(parse_object(header.get("shapes", ""), damaged, ModelError), base.network.state_dict(), refusal)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ModelError(damaged) from error
 
 
-def _of_relative(provenance: Mapping[str, Any], model: str, base_hash: str, found: str) -> dict[str, Any]:
+def _of_relative(provenance: Provenance, model: str, base_hash: str, found: str) -> Provenance:
     """The provenance of a change that was added to another model: what was measured does not hold for it."""
     return {
         **provenance,
-        "delta": {key: provenance.get(key) for key in ("base", "base_hash", "hash")},
+        "delta": {"base": provenance.get("base"), "base_hash": provenance.get("base_hash"), "hash": provenance["hash"]},
         "applied_to": "another model than it was made for",
         "base": name_of(model),
         "base_hash": base_hash,
@@ -177,31 +228,28 @@ def _of_relative(provenance: Mapping[str, Any], model: str, base_hash: str, foun
     }
 
 
-def _put(model: Model, tensors: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> None:
-    """Give the model's network other weights in place of its own, and mark it as the run marked its own."""
-    model.network.load_state_dict(tensors, assign=True)
-    forget_advice(model.info)
+def _replace_weights(model: Model, tensors: Mapping[str, Tensor], provenance: Provenance) -> None:
+    """Replace the network's weights, and add the marks of the run that they come from."""
     marks = provenance.get("marks", {})
     if not isinstance(marks, dict):
         raise ModelError("the delta's provenance is damaged: its marks are not a JSON object")
+    model.network.load_state_dict(tensors, assign=True)
+    forget_advice(model.info)
     model.add_marks(marks)
 
 
-def _bare(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _bare(provenance: Provenance) -> Provenance:
     """The provenance without what was true of the delta's file alone."""
-    return {key: value for key, value in provenance.items() if key not in ("format", "dtype", "changed", "sha256")}
+    of_file = ("format", "dtype", "changed", "sha256")
+    return cast(Provenance, {key: value for key, value in provenance.items() if key not in of_file})
 
 
 def _check_free(target: Path, own: Mapping[str, Any]) -> None:
     """Refuse to replace anything but an earlier export of the same model, whose hashes are `own`."""
     if target.is_dir():
-        sidecar = target / SIDECAR
-        found = read_json(sidecar) if sidecar.is_file() else None
-        free = _same(found, own) or not any(target.iterdir())
-    elif target.exists():
-        free = _same(_inside(target), own)
+        free = _same(read_sidecar(target), own) or not any(target.iterdir())
     else:
-        free = True
+        free = not target.exists() or _same(_inside(target), own)
     if not free:
         raise OutputError(f"--out {target} exists and is something else: give another --out or remove it")
 
@@ -210,7 +258,7 @@ def _same(found: Mapping[str, Any] | None, own: Mapping[str, Any]) -> bool:
     return found is not None and all(found.get(key) == own.get(key) for key in ("hash", "part_hash"))
 
 
-def _inside(target: Path) -> dict[str, Any] | None:
+def _inside(target: Path) -> Provenance | None:
     """The provenance of an earlier export, None for any other file."""
     try:
         return read_provenance(read_tensors(target)[1], target)

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from erasure.core.model_card import bullets, model_card, table
+from erasure.core.provenance import LoraReport, Measured, Provenance
+
+LISTED = 20  # prompts that a card shows
+
 PIPELINES = {
     "sdxl": "StableDiffusionXLPipeline",
     "stable_diffusion": "StableDiffusionPipeline",
@@ -38,82 +43,84 @@ ComfyUI: put it into `models/loras/` and load it with *Load LoRA*, strength 1.
 
 A1111: put it into `models/Lora/` and add `<lora:{stem}:1>` to the prompt.
 
-Who has the base can leave the LoRA out: it hides the concept, it does not remove it from a model that is handed on.""",
+Anyone who has the base can leave the LoRA out: it hides the concept and does not remove it from a model.""",
     "safetensors": """The tensors of the network under the stock library's names:
 `network.load_state_dict(safetensors.torch.load_file("{name}"))`.""",
 }
 
 
-def card(provenance: Mapping[str, Any], name: str) -> str:
+def card(provenance: Provenance, name: str) -> str:
     """The card as Markdown; `name` is what the file or folder is called."""
     found = provenance
-    about = [
-        f"# {name}",
-        f"`{found['forget']}` was erased from `{found['base']}` (SHA-256 of its network {found['base_hash'][:16]}).",
-        "## How",
-        _how(found),
-        "## What was measured",
-        *_measured(found.get("metrics") or {}),
-        "## What can be checked",
-        f"`erasure verify {name} --base {found['base']}` proves which weights changed, and that no other did.",
-    ]
+    base = found["base"]
+    checked = [f"`erasure verify {name} --base {base}` proves which weights changed, and that no other did."]
     if found.get("applied_to"):
-        about.append(f"The change was made for `{found['delta']['base']}`: here it was added, and never measured.")
-    text = LOADING.get(found["format"], "")
-    loading = text.format(
+        checked.append(f"The change was made for `{found['delta']['base']}`: here it was added, and never measured.")
+    loading = LOADING.get(found["format"], "").format(
         name=name,
-        base=found["base"],
+        base=base,
         stem=name.rpartition(".")[0],
         dtype=found["dtype"],
         pipeline=PIPELINES.get(found["family"], "DiffusionPipeline"),
     )
-    return "\n\n".join([*about, "## How to load it", loading]) + "\n"
+    about = f"`{found['forget']}` was erased from `{base}` (SHA-256 of its network {found['base_hash'][:16]})."
+    sections = {
+        "How it was made": [_method(found)],
+        "What was measured": _measured(found.get("metrics") or {}),
+        "What can be checked": checked,
+        "How to load it": [loading],
+    }
+    return model_card(name, [about], sections)
 
 
-def _how(found: Mapping[str, Any]) -> str:
+def _method(found: Provenance) -> str:
     mask = found["mask"]
-    if found.get("mask_density") is not None:
-        mask += f", density {found['mask_density']:.3g}"
+    density = found.get("mask_density")
+    if density is not None:
+        mask += f", density {density:.3g}"
     lines = [
-        f"- method: {found['method']}, seed {found['seed']}, {found['tool']}",
-        f"- weights that may move: {mask}",
-        f"- changed: {found['changed_weights']:,} of {found['total_weights']:,} weights of the "
+        f"method: {found['method']}, seed {found['seed']}, {found['tool']}",
+        f"weights that may change: {mask}",
+        f"changed: {found['changed_weights']:,} of {found['total_weights']:,} weights of the "
         f"{found.get('moves', 'network')}",
-        f"- number format: {found['dtype']}",
+        f"number format: {found['dtype']}",
+        *(_low_rank(found["lora"]) if found.get("lora") else ()),
     ]
-    concept = found.get("concept")
-    if concept:
-        rows = [f'  - "{row["text"]}" is answered as "{row["anchor"]}"' for row in concept["forget"][:20]]
-        more = len(concept["forget"]) - len(rows)
-        lines += ["- prompts:", *rows, *([f"  - and {more} more"] if more else [])]
-    if found.get("lora"):
-        lines += _low_rank(found["lora"])
-    return "\n".join(lines)
+    return "\n".join([bullets(lines), *_prompts(found.get("concept"))])
 
 
-def _low_rank(lora: Mapping[str, Any]) -> list[str]:
+def _prompts(concept: Mapping[str, Any] | None) -> list[str]:
+    if not concept:
+        return []
+    rows = [f'  - "{row["text"]}" becomes "{row["anchor"]}"' for row in concept["forget"][:LISTED]]
+    more = len(concept["forget"]) - len(rows)
+    return ["- prompts:", *rows, *([f"  - and {more} more"] if more else [])]
+
+
+def _low_rank(lora: LoraReport) -> list[str]:
     left = lora["left_out"]
     return [
-        f"- rank {lora['rank']}: the change of {lora['layers']} layers, {100 * lora['relative_error']:.3g} % of it "
+        f"rank {lora['rank']}: the change of {lora['layers']} layers, {100 * lora['relative_error']:.3g} % of it "
         f"missing (worst layer {lora['worst']['layer']}, {100 * lora['worst']['relative_error']:.3g} %)",
-        f"- left out: {left['tensors']} norms and biases ({left['weights']:,} weights), "
+        f"left out: {left['tensors']} norms and biases ({left['weights']:,} weights), "
         f"{100 * left['share_of_change']:.3g} % of the change",
     ]
 
 
-def _measured(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A table with intervals, and what may be said of it: counts under a protocol, never that a concept is gone."""
+def _measured(metrics: Mapping[str, Measured]) -> list[str]:
+    """A table with intervals and what they allow to say: counts under a protocol, never that a concept is gone."""
     if not metrics:
-        return ["Nothing: no claim is made about what this model still draws. `erasure evaluate` measures it."]
-    rows = ["| metric | value | 95 % interval | n |", "|---|--:|:-:|--:|"]
+        return ["Nothing: no claim is made about what this model still generates. `erasure evaluate` measures it."]
+    rows = []
     for name, score in metrics.items():
-        low, high = score["interval"] or ("", "")
-        span = f"{low:.4g} to {high:.4g}" if score["interval"] else "none"
-        rows.append(f"| {name} | {score['value']:.4g} {score['unit'] or ''} | {span} | {score['n']} |")
-    return ["\n".join(rows), *_claim(metrics.get("ua"))]
+        interval = score["interval"]
+        span = f"{interval[0]:.4g} to {interval[1]:.4g}" if interval else "none"
+        rows.append([name, f"{score['value']:.4g} {score['unit'] or ''}", span, str(score["n"])])
+    header = {"metric": "---", "value": "--:", "95 % interval": ":-:", "n": "--:"}
+    return [table(header, rows), *_claim(metrics.get("ua"))]
 
 
-def _claim(ua: Mapping[str, Any] | None) -> list[str]:
+def _claim(ua: Measured | None) -> list[str]:
     if not ua or not ua["n"]:
         return []
     trials = ua["n"]
@@ -121,6 +128,6 @@ def _claim(ua: Mapping[str, Any] | None) -> list[str]:
     count = "No occurrence" if not seen else f"{seen} occurrence{'s' if seen > 1 else ''}"
     bound = f" (95 % interval up to {100 - ua['interval'][0]:.3g} %)" if ua["interval"] else ""
     return [
-        f"{count} in {trials} trials under this protocol{bound}. This says nothing of other prompts, of attacks, or of "
-        "what the weights still hold."
+        f"{count} in {trials} trials under this protocol{bound}. This says nothing about other prompts, about attacks, "
+        "or about what the weights still contain."
     ]

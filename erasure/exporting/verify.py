@@ -6,18 +6,17 @@ its hashes too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from erasure.core.errors import ModelError
-from erasure.core.files import read_json
-from erasure.core.provenance import SIDECAR, read_provenance
+from erasure.core.provenance import Provenance, read_provenance, read_sidecar
 from erasure.exporting.components import (
+    TensorChange,
     as_written,
     change,
     component_of,
@@ -40,62 +39,109 @@ from erasure.saliency.mask import FORMAT as MASK
 from erasure.saliency.mask import Mask
 
 CLOSE = 1e-4  # a relative change is recorded with six digits
+SHAPE = "another shape"
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A file on disk: its form, its tensors as they are, its header, and its provenance if it has one."""
+class Differences:
+    """How a file without provenance differs from a base: by tensor a TensorChange as a list, or "another shape"."""
+
+    differences: dict[str, list[Any] | str]
+    only_in_file: list[str]
+    only_in_base: list[str]
+    note: str
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What a file is, what was `checked` in words, and whether that verifies it.
+
+    `provenance` is what the file says of itself (a mask: how it was made), `compared` how a file that says nothing
+    differs from the base.
+    """
+
+    file: str
+    format: str
+    verified: bool
+    checked: tuple[str, ...]
+    provenance: Mapping[str, Any] | None
+    compared: Differences | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = {key: value for key, value in asdict(self).items() if key != "compared"}
+        return {**found, "checked": list(self.checked), **(asdict(self.compared) if self.compared else {})}
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file on disk: its format, its tensors as they are, its header, and its provenance if it has one."""
 
     path: Path
-    form: str
+    format: str
     tensors: Mapping[str, Tensor]
     header: Mapping[str, str]
-    provenance: dict[str, Any] | None
+    provenance: Provenance | None
+
+    def result(self, verified: bool, checked: list[str], compared: Differences | None = None) -> VerifyResult:
+        """The result for this file."""
+        return VerifyResult(str(self.path), self.format, verified, tuple(checked), self.provenance, compared)
 
 
-def verify(file: str | Path, base: str | None = None) -> dict[str, Any]:
-    """Check a file or folder; returns its `format`, its `provenance`, `verified`, and in words what was `checked`.
+@dataclass(frozen=True)
+class _Base:
+    """The model a file is compared with, where it is, and what errors call it."""
+
+    model: Model
+    place: str
+    name: str
+
+    @classmethod
+    def of(cls, given: str | Path | Model) -> _Base:
+        if isinstance(given, Model):
+            return cls(given, given.source, given.source or "the base")
+        try:
+            return cls(load_model(given), resolve(given), str(given))
+        except ModelError as error:
+            raise ModelError(error.message.replace("--model", "--base", 1)) from error
+
+
+def verify(file: str | Path, base: str | Path | Model | None = None) -> VerifyResult:
+    """Check an exported file or folder, or a mask.
 
     With a `base`, every tensor outside the recorded change must be the base's bit for bit, and the change as recorded;
-    of a file without provenance `differences` from the base are listed instead, and `verified` is False. Raises
+    for a file without provenance the differences from the base are listed instead, and it is not verified. Raises
     ModelError naming the first tensor that is not as recorded.
     """
     found = _opened(Path(file))
-    if found.form == "mask":
-        return _mask(found, base)
+    against = None if base is None else _Base.of(base)
+    if found.format == "mask":
+        return _mask(found, against)
     if found.provenance is None:
-        if base is None:
+        if against is None:
             raise ModelError(f"{file} carries no provenance of an erasure: give --base to see what differs from it")
-        model, place = _base(base)
-        return {**_answer(found, False, []), **_listed(found, *_sides(found, model, place))}
+        return found.result(False, [], _compared(found, *_sides(found, against)))
     try:
-        checked = _against(found, base) if base is not None else []
-        checked.append(_hashed(found))
+        checked = _against(found, found.provenance, against) if against is not None else []
+        checked.append(_check_hashes(found, found.provenance))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"{file}: its provenance is damaged ({type(error).__name__}: {error})") from error
-    return _answer(found, True, checked)
+    return found.result(True, checked)
 
 
-def _answer(found: _Found, verified: bool, checked: list[str]) -> dict[str, Any]:
-    head = {"file": str(found.path), "format": found.form, "verified": verified}
-    return {**head, "checked": checked, "provenance": found.provenance}
-
-
-def _opened(path: Path) -> _Found:
+def _opened(path: Path) -> _File:
     if path.is_dir():
         folder = path / "model" if (path / "run.json").is_file() else path
-        sidecar = folder / SIDECAR
-        provenance = read_json(sidecar) if sidecar.is_file() else None
-        return _Found(path, "diffusers", folder_tensors(folder), {}, provenance)
+        return _File(path, "diffusers", folder_tensors(folder), {}, read_sidecar(folder))
     header = {} if is_pickle(path) else read_header(path)[1]
     provenance = read_provenance(header, path)
     tensors = raw_tensors(path)
-    form = provenance.get("format") if provenance else None
-    return _Found(path, form if form in FORMATS else _form_of(tensors, header), tensors, header, provenance)
+    format = str(provenance.get("format")) if provenance else ""
+    return _File(path, format if format in FORMATS else _format_of(tensors, header), tensors, header, provenance)
 
 
-def _form_of(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
-    """The form of a file that does not say it."""
+def _format_of(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """The format of a file that does not say it."""
     ours = {DELTA: "delta", VALUES_ONLY: "delta", MASK: "mask"}.get(header.get("format", ""))
     if ours:
         return ours
@@ -104,70 +150,69 @@ def _form_of(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
     return "single-file" if any(name.startswith("model.diffusion_model.") for name in tensors) else "unet"
 
 
-def _base(given: str) -> tuple[Model, str]:
-    try:
-        return load_model(given), resolve(given)
-    except ModelError as error:
-        raise ModelError(error.message.replace("--model", "--base", 1)) from error
-
-
-def _sides(found: _Found, model: Model, place: str) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """The base's tensors and the file's, under the same names and in the file's number formats."""
-    if found.form == "single-file":
-        if Path(place).is_file():
-            before = raw_tensors(Path(place))
-        elif isinstance(model, StableDiffusion) and model.one_file:
-            before = in_one_file(states_of(model), configs_of(model))
-        else:
-            raise ModelError(f"{found.path} is a Stable Diffusion model: --base {place} is a {model.family} model")
-    elif found.form == "diffusers":
-        before = in_folder(model)
-    elif found.form in ("unet", "safetensors"):
-        before = model.network.state_dict()
+def _sides(found: _File, base: _Base) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The base's tensors and the file's, under the same names and in the file's dtypes."""
+    if found.format == "single-file":
+        before = _in_single_file(found, base)
+    elif found.format == "diffusers":
+        before = in_folder(base.model)
+    elif found.format in ("unet", "safetensors"):
+        before = base.model.network.state_dict()
     else:
-        raise ModelError(f"{found.path} is a {found.form} without provenance: there is nothing to compare with a base")
+        raise ModelError(f"{found.path} is a {found.format} without provenance: it cannot be compared with a base")
     after = found.tensors
     return as_written(before, lambda name: after[name].dtype if name in after else None), after
 
 
-def _listed(found: _Found, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Any]:
+def _in_single_file(found: _File, base: _Base) -> Mapping[str, Tensor]:
+    """The base's tensors in the original layout."""
+    if Path(base.place).is_file():
+        return raw_tensors(Path(base.place))
+    if isinstance(base.model, StableDiffusion) and base.model.one_file:
+        return in_one_file(states_of(base.model), configs_of(base.model))
+    raise ModelError(f"{found.path} is a Stable Diffusion model: --base {base.name} is a {base.model.family} model")
+
+
+def _compared(found: _File, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Differences:
     """Every difference between two sets of tensors."""
-    differences: dict[str, Any] = {}
-    for name in after:
-        if name in before:
-            known = before[name].shape == after[name].shape
-            moved = change(before[name], after[name]) if known else "another shape"
-            differences |= {name: moved} if moved else {}
-    return {
-        "differences": differences,
-        "only_in_file": [name for name in after if name not in before],
-        "only_in_base": [name for name in before if name not in after],
-        "note": f"{found.path} carries no provenance: nothing is claimed, and nothing was verified",
-    }
+    differences: dict[str, list[Any] | str] = {}
+    for name in (name for name in after if name in before):
+        if before[name].shape != after[name].shape:
+            differences[name] = SHAPE
+        elif difference := change(before[name], after[name]):
+            differences[name] = list(difference)
+    return Differences(
+        differences,
+        [name for name in after if name not in before],
+        [name for name in before if name not in after],
+        f"{found.path} carries no provenance: nothing is claimed, and nothing was verified",
+    )
 
 
-def _against(found: _Found, base: str) -> list[str]:
-    model, place = _base(base)
-    provenance = found.provenance or {}
-    if model.hash != provenance["base_hash"]:
+def _against(found: _File, provenance: Provenance, base: _Base) -> list[str]:
+    """Compare a file with its base, in words; raises ModelError for the first tensor that is not as recorded."""
+    own, recorded = base.model.hash, provenance["base_hash"]
+    if own != recorded:
         raise ModelError(
-            f"--base {base} is not the model that {found.path} was made from (hash {model.hash[:12]}, expected "
-            f"{provenance['base_hash'][:12]})"
+            f"--base {base.name} is not the model that {found.path} was made from (hash {own[:12]}, expected "
+            f"{recorded[:12]})"
         )
-    if found.form in ("delta", "lora"):
-        return [(_delta if found.form == "delta" else _lora)(found, model)]
-    before, after = _sides(found, model, place)
-    _same_names(found, before, after, provenance["changed"])
-    for name in after:
-        _as_recorded(found.path, name, change(before[name], after[name]), provenance["changed"].get(name), base)
+    if found.format == "delta":
+        return [_check_delta(found, provenance, base.model)]
+    if found.format == "lora":
+        return [_check_lora(found, provenance, base.model)]
+    before, after = _sides(found, base)
     changed = provenance["changed"]
-    parts = ", ".join(dict.fromkeys(component_of(found.form, name) for name in changed))
-    told = f"{len(changed)} changed as recorded{f', of the {parts}' if parts else ''}"
-    return [f"{len(after) - len(changed)} tensors are those of {base} bit for bit, {told}"]
+    _check_names(found, before, after, changed)
+    for name in after:
+        _check_change(found.path, name, change(before[name], after[name]), changed.get(name), base.name)
+    parts = ", ".join(dict.fromkeys(component_of(found.format, name) for name in changed))
+    recorded_parts = f"{len(changed)} changed as recorded{f', of the {parts}' if parts else ''}"
+    return [f"{len(after) - len(changed)} tensors are those of {base.name} bit for bit, {recorded_parts}"]
 
 
-def _same_names(
-    found: _Found, before: Mapping[str, Tensor], after: Mapping[str, Tensor], changed: Mapping[str, Any]
+def _check_names(
+    found: _File, before: Mapping[str, Tensor], after: Mapping[str, Tensor], changed: Mapping[str, object]
 ) -> None:
     """The file has the base's tensors in their shapes, but for an averaged copy, which is left out when it is stale."""
     for name in [*after, *changed]:
@@ -180,14 +225,16 @@ def _same_names(
         raise ModelError(f"{found.path}: tensor {missing[0]!r} of the base is missing")
 
 
-def _as_recorded(path: Path, name: str, moved: list[Any] | None, recorded: Any, base: str) -> None:
+def _check_change(path: Path, name: str, found: TensorChange | None, recorded: list[Any] | None, base: str) -> None:
+    """A tensor's difference from the base is the recorded one."""
     if recorded is None:
-        if moved is not None:
+        if found is not None:
             raise ModelError(
-                f"{path}: tensor {name!r} differs from {base} in {moved[1]:,} weights, and no change of it is recorded"
+                f"{path}: tensor {name!r} differs from {base} in {found.weights:,} weights, and no change of it is "
+                "recorded"
             )
         return
-    relative, count = moved or [0.0, 0]
+    relative, count = found or TensorChange(0.0, 0)
     if count != recorded[1] or not _close(relative, recorded[0]):
         raise ModelError(
             f"{path}: tensor {name!r} is not as recorded: {count:,} weights differ from {base} where {recorded[1]:,} "
@@ -199,21 +246,21 @@ def _close(one: float | None, other: float | None) -> bool:
     return one == other or (one is not None and other is not None and abs(one - other) <= CLOSE * abs(other))
 
 
-def _delta(found: _Found, model: Model) -> str:
-    """Applied to its base a delta gives the model it says, and changes what it says."""
+def _check_delta(found: _File, provenance: Provenance, model: Model) -> str:
+    """Applied to its base, a delta gives the model that it says, and changes what it says."""
     before = model.network.state_dict()
     after = applied(before, found.tensors)
-    changed = (found.provenance or {})["changed"]
+    changed = provenance["changed"]
     for name in after:
-        _as_recorded(found.path, name, change(before[name], after[name]), changed.get(name), "the base")
+        _check_change(found.path, name, change(before[name], after[name]), changed.get(name), "the base")
     if hash_tensors(after) != found.header["hash"]:
         raise ModelError(f"{found.path}: applied to its base it does not give the model it was made for")
     return f"applied to its base it gives the cleaned model bit for bit, {len(changed)} tensors changed as recorded"
 
 
-def _lora(found: _Found, model: Model) -> str:
+def _check_lora(found: _File, provenance: Provenance, model: Model) -> str:
     """A LoRA fits the layers of its base that it says; what it adds is an approximation, and is not compared."""
-    layers = found.provenance["lora"]["layers"] if found.provenance else 0
+    layers = provenance["lora"]["layers"]
     downs = [name for name in found.tensors if name.endswith(("lora_down.weight", "lora_A.weight"))]
     if len(downs) != layers:
         raise ModelError(f"{found.path} has {len(downs)} layers, {layers} are recorded")
@@ -226,27 +273,24 @@ def _lora(found: _Found, model: Model) -> str:
     return f"its {layers} layers fit the base; a LoRA approximates, so its weights are not compared"
 
 
-def _hashed(found: _Found) -> str:
-    """Every recorded hash, computed again."""
-    provenance = found.provenance or {}
+def _check_hashes(found: _File, provenance: Provenance) -> str:
+    """Compute every recorded hash again."""
     recorded = provenance["sha256"]
-    again = hashes(found.form, found.tensors, provenance["changed"], tuple(recorded))
-    for group, wanted in recorded.items():
-        if again[group] != wanted:
+    again = hashes(found.format, found.tensors, provenance["changed"], tuple(recorded))
+    for group, expected in recorded.items():
+        if again[group] != expected:
             which = {"unchanged": "the tensors that did not change", "all": "its tensors"}.get(group, f"the {group}")
             raise ModelError(f"{found.path}: {which} are not what was written (SHA-256 differs): the file was altered")
     return f"{len(recorded)} recorded hashes hold"
 
 
-def _mask(found: _Found, base: str | None) -> dict[str, Any]:
+def _mask(found: _File, base: _Base | None) -> VerifyResult:
     """A mask fits its model and was made for its weights."""
     mask = Mask.load(found.path)
-    checked = [f"{mask.selected:,} of {mask.total:,} weights may move (density {mask.density:.6g})"]
+    checked = [f"{mask.selected:,} of {mask.total:,} weights may change (density {mask.density:.6g})"]
     if base is not None:
-        model, _ = _base(base)
-        mask.check(model.network)
-        if mask.provenance.get("model_hash") != model.hash:
-            raise ModelError(f"{found.path} was made for other weights than those of --base {base}")
-        checked.append(f"it was made for the weights of {base}")
-    answer = _answer(found, base is not None, checked)
-    return {**answer, "provenance": json.loads(json.dumps(mask.provenance))}
+        mask.check(base.model.network)
+        if mask.provenance.get("model_hash") != base.model.hash:
+            raise ModelError(f"{found.path} was made for other weights than those of --base {base.name}")
+        checked.append(f"it was made for the weights of {base.name}")
+    return VerifyResult(str(found.path), found.format, base is not None, tuple(checked), mask.provenance)

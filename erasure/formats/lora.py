@@ -16,6 +16,7 @@ from torch import Tensor
 
 from erasure.core.errors import NotApplicableError, OptionError, suggestion
 from erasure.core.logging import log_user
+from erasure.core.provenance import LoraReport
 from erasure.formats.ldm_layout import original_names, prefix_of
 
 KEYS = ("kohya", "peft")
@@ -63,7 +64,7 @@ def product(down: Tensor, up: Tensor) -> Tensor:
 
 def decomposed(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], rank: int, dtype: torch.dtype, on: torch.device
-) -> tuple[list[Layer], dict[str, Any]]:
+) -> tuple[list[Layer], LoraReport]:
     """Every changed layer in factors of number format `dtype`, computed `on` a device, and how much is missing.
 
     The report has `relative_error` over all layers, the `worst` layer's, and what was `left_out`. Raises OptionError
@@ -88,7 +89,7 @@ def decomposed(
     return layers, _report(layers, rank, {name: (before[name], after[name]) for name in rest})
 
 
-def _report(layers: list[Layer], rank: int, rest: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def _report(layers: list[Layer], rank: int, rest: Mapping[str, tuple[Tensor, Tensor]]) -> LoraReport:
     worst = max(layers, key=lambda layer: layer.error)
     inside = math.fsum(layer.size**2 for layer in layers)
     outside = math.fsum(float((after.double() - before.double()).square().sum()) for before, after in rest.values())

@@ -115,6 +115,29 @@ def load_unchanged(given: str | Path, expected_hash: str, of: str) -> Model:
     return model
 
 
+def load_unchanged(given: str | Path, expected_hash: str, what: str) -> Model:
+    """Load a model whose network must have the hash `expected_hash`; `what` is what it was, for the error.
+
+    Raises ModelError when its weights have changed since, and as `load_model` does.
+    """
+    model = load_model(given)
+    check_unchanged(given, what, (model.hash, expected_hash))
+    return model
+
+
+def check_unchanged(given: object, what: str, *hashes: tuple[str, str | None]) -> None:
+    """Raise ModelError, saying that `given` is no longer `what`, when a hash is not the recorded one.
+
+    `hashes` are pairs of what was found and what was recorded, None where nothing was.
+    """
+    for found, recorded in hashes:
+        if recorded is not None and found != recorded:
+            raise ModelError(
+                f"{given} is no longer {what}: its weights have changed since (SHA-256 {found[:12]}, expected "
+                f"{recorded[:12]})"
+            )
+
+
 def load_family(given: str | Path, family: type[M]) -> M:
     """Load a model that must be a `family`; raises ModelError when it is another."""
     model = load_model(given)

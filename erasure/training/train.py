@@ -19,6 +19,7 @@ from erasure.core import plots
 from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import DataError
 from erasure.core.files import write_text
+from erasure.core.model_card import bullets, model_card
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import RunDir, RunRecord
 from erasure.data import Dataset, load_dataset, placed
@@ -142,32 +143,33 @@ def _sample_rows(model: DiffusionModel, dataset: Dataset, seed: int) -> list[np.
 
 
 def card(model: Model, document: RunRecord) -> str:
-    """The model card: what it is, how it was made, what it scored."""
+    """The model card: what it is, how it was made, what was measured."""
     info, result = model.info, model.info["training"]
-    lines = [
-        f"# {model.family} on {info['data']}",
-        "",
-        f"{document['num_weights']:,} weights, images of {info['image_size']} x {info['image_size']} pixels, "
-        f"{info['channels']} channel(s){_classes(info)}.",
-        "",
-        "Made by",
-        "",
-        f"    {shlex.join(document['command'])}",
-        "",
-        f"with seed {info['recipe']['seed']} on {document['device']}, in {result['seconds']:.0f} s "
-        f"({', '.join(f'{name} {version}' for name, version in document['versions'].items())}).",
-        f"Loss over the last tenth of {result['steps']:,} steps: {result['loss'] or 0:.4f} (`loss.png`).",
-    ]
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    measured = [f"loss over the last tenth of {result['steps']:,} steps: {result['loss'] or 0:.4f} (`loss.png`)"]
     if "test_accuracy" in result:
-        lines.append(f"Accuracy on the test split: {result['test_accuracy']:.2f} %.")
+        measured.append(f"accuracy on the test split: {result['test_accuracy']:.2f} %")
     if "reconstruction_error" in result:
-        lines.append(
-            f"Squared error of the autoencoder's reconstruction, in [-1, 1]: {result['reconstruction_error']:.5f}."
+        measured.append(
+            f"squared error of the autoencoder's reconstruction, in [-1, 1]: {result['reconstruction_error']:.5f}"
         )
-    if model.family == "ddpm":
-        lines.append("One row of `samples.png` is one class.")
-    lines.append("`erasure.json` holds the whole recipe. Licence: Apache-2.0.")
-    return "\n".join(lines) + "\n"
+    return model_card(
+        f"{model.family} on {info['data']}",
+        [
+            f"{document['num_weights']:,} weights, images of {info['image_size']} x {info['image_size']} pixels, "
+            f"{info['channels']} channel(s){_classes(info)}."
+        ],
+        {
+            "How it was made": [
+                f"    {shlex.join(document['command'])}",
+                f"with seed {info['recipe']['seed']} on {document['device']}, in {result['seconds']:.0f} s "
+                f"({versions}). `erasure.json` holds the whole recipe.",
+            ],
+            "What was measured": [bullets(measured)],
+            "Samples": ["One row of `samples.png` is one class."] if model.family == "ddpm" else [],
+            "Licence": ["Apache-2.0"],
+        },
+    )
 
 
 def _classes(info: Mapping[str, Any]) -> str:

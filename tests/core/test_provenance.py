@@ -26,7 +26,7 @@ def test_the_claim_is_a_count_under_a_protocol():
     assert "2 occurrences in 50 trials under this protocol." in some and "| fid | 3.2 % | none | 100 |" in some
     assert "no claim is made" in card(WRITTEN, "c.safetensors")
     for text in (none, some):
-        assert "is gone" not in text and "says nothing of other prompts" in text
+        assert "is gone" not in text and "says nothing about other prompts" in text
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_every_form_says_how_it_is_loaded(form, words):
     report = {"rank": 8, "layers": 3, "relative_error": 0.5, "worst": {"layer": "conv_in", "relative_error": 0.75}}
     report["left_out"] = {"tensors": 4, "weights": 5, "share_of_change": 0.01}
     text = card({**WRITTEN, "format": form, **({"lora": report} if form == "lora" else {})}, "c")
-    for word in (*words, '"cat" is answered as ""', "erasure verify c --base b"):
+    for word in (*words, '"cat" becomes ""', "erasure verify c --base b"):
         assert word in text
     assert "{" not in text
     sdxl = card({**WRITTEN, "family": "sdxl"}, "c")
@@ -97,9 +97,9 @@ def test_damaged_provenance_is_an_error_and_none_is_none():
 def test_a_change_is_counted_in_bits():
     before = torch.tensor([3.0, 4.0, 0.0, float("nan")])
     assert change(before, before.clone()) is None
-    assert change(before[:3], torch.tensor([3.0, 4.0, -0.0])) == [0.0, 1]
-    assert change(before[:2], torch.tensor([3.0, 5.0])) == [0.2, 1]
-    assert change(torch.zeros(2), torch.ones(2)) == [None, 2]
+    assert change(before[:3], torch.tensor([3.0, 4.0, -0.0])) == (0.0, 1)
+    assert change(before[:2], torch.tensor([3.0, 5.0])) == (0.2, 1)
+    assert change(torch.zeros(2), torch.ones(2)) == (None, 2)
     assert component_of("single-file", "conditioner.embedders.1.model.ln_final.bias") == "text_encoder_2"
     assert component_of("single-file", "alphas_cumprod") == "other"
     assert (component_of("diffusers", "vae/x.weight"), component_of("diffusers", "x")) == ("vae", "network")

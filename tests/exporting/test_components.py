@@ -78,7 +78,7 @@ def test_the_original_is_read_from_its_files_as_it_is_loaded(tmp_path, kind, var
     assert_equal(as_float32(found.states), as_float32(whole.states))
     assert found.dtypes == whole.dtypes and list(found.states) == list(whole.states)
     assert found.hash == load_model(place).hash != like.hash
-    mapped = sum(isinstance(state, components.Lazy) for state in found.states.values())
+    mapped = sum(isinstance(state, components.LazyTensors) for state in found.states.values())
     assert mapped == {"older": len(found.states) - 1, "file": 0}.get(variant, len(found.states))
 
 

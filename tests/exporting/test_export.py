@@ -157,3 +157,32 @@ def test_what_cannot_be_exported(run, refused, cli, ddpm_folder, tmp_path):
     assert "does not exist" in refused("export", ddpm_folder, "--format", "delta", "--out", tmp_path / "x")
     assert cli("export", run, "--out", tmp_path / "x").code == 2
     assert cli("export", "--apply", "d", "--out", tmp_path / "x").code == 2
+
+
+def test_python_takes_objects_and_gives_what_json_prints(run, cli, ddpm_folder, tmp_path):
+    from types import SimpleNamespace
+
+    from erasure.core.errors import OptionError
+    from erasure.exporting.export import apply_delta, export
+    from erasure.exporting.verify import verify
+
+    base = load_model(ddpm_folder)
+    before = base.hash
+    made = export(SimpleNamespace(folder=run), "delta", tmp_path / "d.safetensors", base=base)
+    assert made.to_dict() == cli("export", run, "--format", "delta", "--out", tmp_path / "d.safetensors", "--json").json
+    assert made.bytes == (tmp_path / "d.safetensors").stat().st_size and made.provenance["method"] == "salun"
+    proof = verify(made.out, base)
+    assert proof.verified and proof.to_dict() == verify(made.out, ddpm_folder).to_dict()
+    applied_to = apply_delta(made.out, base, tmp_path / "c")
+    assert load_model(applied_to.out).hash == load_model(run).hash != base.hash == before
+    with pytest.raises(OptionError, match="not a int"):
+        export(3, "delta", tmp_path / "x")
+
+
+def test_a_model_in_memory_that_changed_is_no_base(run, ddpm_folder, tmp_path):
+    from erasure.exporting.export import export
+
+    base = load_model(ddpm_folder)
+    next(base.network.parameters()).data.add_(1)
+    with pytest.raises(ModelError, match="is no longer the model that this run began from"):
+        export(str(run), "safetensors", tmp_path / "c.safetensors", base=base)

@@ -152,7 +152,7 @@ def test_the_folder_is_a_stock_pipeline_in_the_format_of_its_base(made, cli, tmp
         assert load_model(tmp_path / "c").parts_hash == cleaned.parts_hash
     assert json.loads((tmp_path / "c" / "provenance.json").read_text()) == result["provenance"]
     card = (tmp_path / "c" / "README.md").read_text()
-    assert "no claim is made" in card and '"a photo of a cat" is answered as "a photo"' in card
+    assert "no claim is made" in card and '"a photo of a cat" becomes "a photo"' in card
     assert "is gone" not in card
 
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_exported_is_one_line(sd1, refused, cli, ddpm_folder, tmp
     assert "unknown --lora-keys 'khoya'" in refused("export", run, "--format", "lora", "--lora-keys", "khoya", *out)
     assert "--base nowhere does not exist" in refused("export", run, "--format", "unet", "--base", "nowhere", *out)
     line = refused("export", run, "--format", "unet", "--base", sd1.from_folder / "model", *out)
-    assert "is no longer the model this run began from" in line
+    assert "is no longer the model that this run began from" in line
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     document = json.loads((run / "run.json").read_text())
