@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from erasure.core import registry
-from erasure.core.errors import ModelError, OptionError, RunError, suggestion
+from erasure.core.errors import ModelError, RunError, suggestion
 from erasure.core.logging import log_warning_once
 from erasure.core.run_dir import read_record
 from erasure.core.shipped import shipped
@@ -107,21 +107,10 @@ def _warn_unfinished(folder: Path) -> None:
 
 
 def load_unchanged(given: str | Path, expected_hash: str, of: str) -> Model:
-    """Load the model that `of` was made from, its hashes kept; raises OptionError when its weights have changed."""
+    """Load the model that `of` was made from, its hashes kept; raises ModelError when its weights have changed."""
     model = load_model(given)
     model.keep_hashes()
-    if model.hash != expected_hash:
-        raise OptionError(f"{given} is no longer the model of {of}: its weights have changed")
-    return model
-
-
-def load_unchanged(given: str | Path, expected_hash: str, what: str) -> Model:
-    """Load a model whose network must have the hash `expected_hash`; `what` is what it was, for the error.
-
-    Raises ModelError when its weights have changed since, and as `load_model` does.
-    """
-    model = load_model(given)
-    check_unchanged(given, what, (model.hash, expected_hash))
+    check_unchanged(given, f"the model of {of}", (model.hash, expected_hash))
     return model
 
 
