@@ -15,7 +15,7 @@ import numpy as np
 
 from erasure.data import Dataset, load_dataset
 from erasure.exact.arcane import Arcane
-from erasure.exact.plan import DataSource, ExactPlan
+from erasure.exact.plan import DataSpec, ExactPlan
 from erasure.exact.sisa import Sisa
 
 UNITS, SLICES, REQUESTS, SEED = 10, 5, 300, 0
@@ -61,7 +61,7 @@ def _costs(plan: ExactPlan, requests: Sequence[Sequence[int]]) -> Iterator[float
 
 
 def _plans(dataset: Dataset, likely: Sequence[int]) -> dict[str, ExactPlan]:
-    source = DataSource("digits", None, None)
+    source = DataSpec("digits", None, None)
     sisa, arcane = Sisa(arch="resnet-digits", shards=UNITS, slices=SLICES), Arcane(slices=SLICES)
     return {
         "SISA": ExactPlan.draw("sisa", sisa, dataset, source, SEED, likely),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -322,6 +323,15 @@ class AuditResult(Record):
                 f"{path} has schema {document.get('schema')}, expected {SCHEMA}: run the audit again into another --out"
             )
         return cls.from_dict(document, f"{path} is not the result of an audit")
+
+    def _repr_html_(self) -> str:
+        """The verdict, its reasons and the claim, for a notebook."""
+        reasons = "".join(f"<li>{escape(reason)}</li>" for reason in self.reasons)
+        report = escape(str(Path(self.out) / "report.html"))
+        return (
+            f"<p><b>{escape(self.verdict)}</b>: {escape(self.claim)}</p>{f'<ul>{reasons}</ul>' if reasons else ''}"
+            f"<p>{self.scored} of {self.planned} planned images were scored; the report is {report}</p>"
+        )
 
     def write(self) -> None:
         """Write audit.json into the folder `out`, atomically."""

@@ -56,7 +56,7 @@ class Share(NamedTuple):
     interval_method: str
 
 
-class Cells(NamedTuple):
+class ContingencyTable(NamedTuple):
     """How many of two flags are both set, only the first, only the second, and neither."""
 
     both: int
@@ -84,10 +84,10 @@ def share_of(flags: np.ndarray, rows: np.ndarray, seed: int) -> Share:
     return Share(n, count / n if n else None, interval, method)
 
 
-def cells_of(first: np.ndarray, second: np.ndarray) -> Cells:
+def contingency_table(first: np.ndarray, second: np.ndarray) -> ContingencyTable:
     """The four counts of two flags (n,) each."""
     both, one, other = int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum())
-    return Cells(both, one, other, len(first) - both - one - other)
+    return ContingencyTable(both, one, other, len(first) - both - one - other)
 
 
 def paired_of(model: np.ndarray, base: np.ndarray, rows: np.ndarray, seed: int) -> PairedTest:
@@ -97,7 +97,7 @@ def paired_of(model: np.ndarray, base: np.ndarray, rows: np.ndarray, seed: int) 
     images flagged than with the base?), and the interval the bootstrap over prompts, or Newcombe's over the number of
     independent trials that the pairs are worth where fewer than 10 prompts differ from the rest.
     """
-    both, only_model, only_base, neither = cells = cells_of(model, base)
+    both, only_model, only_base, neither = cells = contingency_table(model, base)
     change = model.astype(np.float64) - base
     difference, interval = paired_difference(*cells)
     _, member = np.unique(rows, return_inverse=True)
@@ -288,7 +288,7 @@ class _Counter:
         for pair in combinations(self.detectors, 2):
             scored = ~np.any([np.isnan(self.model.scores[name]).any(axis=1) for name in pair], axis=0)
             first, second = (self._own_flags(name, self.model)[scored] for name in pair)
-            cells = cells_of(first, second)
+            cells = contingency_table(first, second)
             found.append(Agreement(pair, len(first), *cells, kappa=kappa(*cells)))
         return tuple(found)
 

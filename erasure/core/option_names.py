@@ -9,6 +9,8 @@ import contextlib
 import re
 from collections.abc import Iterator
 
+# Arguments that are not called as their flags are.
+ARGUMENTS = {"detect": "classes", "detector": "detectors"}
 _COMMAND = r"`(?!--)[^`]*`"  # a whole command, such as `erasure mask --model <this model>`, stays as it is
 _EXAMPLE = r"(?<=such as )--(?P<name>[a-z][\w-]*) (?P<value>[^\s,;:]+)"
 _FLAG = r"(?P<tick>`?)(?<![\w/.-])--(?P<flag>[a-z][\w-]*)(?P=tick)"
@@ -40,6 +42,7 @@ def worded(text: str) -> str:
 def _argument(match: re.Match[str]) -> str:
     if match["flag"] is not None:
         name = match["flag"].replace("-", "_")
+        name = ARGUMENTS.get(name, name)
         return f"`{name.removeprefix('no_')}=False`" if name.startswith("no_") else f"`{name}`"
     if match["name"] is not None:
         value = match["value"]

@@ -11,7 +11,7 @@ from erasure.core.run_dir import RunDir
 from erasure.data import placed
 from erasure.exact.base import ExactMethod
 from erasure.exact.hash_log import FitEvent
-from erasure.exact.plan import DataSource, ExactPlan, environment, ids_hash
+from erasure.exact.plan import DataSpec, ExactPlan, environment, ids_hash
 from erasure.exact.predict import test_accuracy
 from erasure.exact.results import FitResult
 from erasure.exact.service import Service, ids_of
@@ -47,7 +47,7 @@ def fit(
         RunError: `out` holds something else.
         OptionError: A setting is out of its range, or an id of `likely` does not exist.
     """
-    source = DataSource(placed(data) or data, str(Path(data_dir).resolve()) if data_dir else None, image_size)
+    source = DataSpec(placed(data) or data, str(Path(data_dir).resolve()) if data_dir else None, image_size)
     dataset = source.load()
     method.check(dataset)
     marked = ids_of(likely, len(dataset), f"the train split of {dataset.name}")

@@ -46,7 +46,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class DataSource(Record):
+class DataSpec(Record):
     """How the data set was given: its name or place, where named sets lie, and the image size, if one was set."""
 
     data: str
@@ -65,7 +65,7 @@ class ExactPlan(Record):
     method_name: str
     options: Facts
     seed: int
-    source: DataSource
+    source: DataSpec
     data_hash: str
     num_samples: int
     info: DataInfo
@@ -77,7 +77,7 @@ class ExactPlan(Record):
         method_name: str,
         method: ExactMethod,
         dataset: Dataset,
-        source: DataSource,
+        source: DataSpec,
         seed: int,
         likely: Collection[int],
     ) -> ExactPlan:

@@ -1,6 +1,7 @@
 """audit_model from Python: names or objects give one result, and the record says what was changed of a protocol."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_a_model_of_another_family_is_refused_by_name_and_as_an_object(tmp_path)
             audit_model(model, prompts="digits/three", out=tmp_path / "out", **DRAW)
     with pytest.raises(OptionError, match="folder of the base's images"):
         audit_model(images=tmp_path, base=load_model("digits-ddpm"), out=tmp_path / "out")
+
+
+def test_errors_name_the_arguments_of_python(tmp_path):
+    for change, said in (({"classes": ["thre"]}, "`classes` 'thre'"), ({"detectors": {}}, "`detectors` names none")):
+        with pytest.raises(OptionError, match=said):
+            audit_model("digits-sd", prompts="digits/three", out=tmp_path / "out", **{**DRAW, **change})
+
+
+def test_a_notebook_shows_the_verdict_and_no_markup_of_a_file(named):
+    page = replace(named, claim="<b>3 of 9</b>", reasons=("n < 9",))._repr_html_()
+    assert f"<b>{named.verdict}</b>: &lt;b&gt;3 of 9&lt;/b&gt;" in page and "<li>n &lt; 9</li>" in page
 
 
 ESD = load_protocol("i2p-esd")

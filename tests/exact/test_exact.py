@@ -22,7 +22,7 @@ from erasure.exact import plan as plan_module
 from erasure.exact import service as service_module
 from erasure.exact.arcane import Arcane, kernel, representatives
 from erasure.exact.hash_log import HashLog, RequestEvent
-from erasure.exact.plan import DataSource, ExactPlan
+from erasure.exact.plan import DataSpec, ExactPlan
 from erasure.exact.sisa import Sisa
 from erasure.exact.training import pinned, train_stage
 from erasure.formats.safetensors_io import read_tensors
@@ -30,7 +30,7 @@ from erasure.formats.safetensors_io import read_tensors
 SIZES = {"a": 9, "b": 8, "c": 1}  # one class has one sample
 COUNT = sum(SIZES.values())
 TINY = {"slices": 3, "epochs": 2.0, "batch_size": 4}
-SOURCE = DataSource("digits", None, None)
+SOURCE = DataSpec("digits", None, None)
 METHODS = {
     "sisa": Sisa(arch="softmax-digits", shards=3, **TINY),
     "arcane": Arcane(hidden=8, code=2, **TINY),
