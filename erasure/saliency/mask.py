@@ -114,7 +114,7 @@ class Mask:
 
     def save(self, path: str | Path) -> None:
         """Write one bit a weight as safetensors, atomically, with shapes and provenance in its header."""
-        bits = {name: packed(tensor) for name, tensor in self.tensors.items()}
+        bits = {name: packed(tensor.cpu()) for name, tensor in self.tensors.items()}
         shapes = {name: list(tensor.shape) for name, tensor in self.tensors.items()}
         header = {"format": FORMAT, "shapes": json.dumps(shapes), "provenance": json.dumps(self.provenance)}
         write_tensors(Path(path), bits, header)

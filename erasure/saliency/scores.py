@@ -1,7 +1,7 @@
-"""Saliency: one score a weight, from the gradient of the forget loss (Fan et al., 2024, eq. 4).
+"""Saliency: one score per weight, from the gradient of the forget loss (Fan et al., 2024, eq. 4).
 
-Gradients are folded into the scores as the backward pass produces them: beside the network there is one tensor of its
-size for the scores, and no list of gradients (unless each batch's is clipped, which needs them all at once).
+Gradients are added to the scores as the backward pass produces them: beside the network, memory has its scores and no
+list of gradients (unless each batch's gradient is clipped, which needs all of them at once).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ScoreRule = Literal["sum_abs", "abs_sum", "square_sum"]
 
 @dataclass(frozen=True)
 class SaliencyConfig:
-    """How weights are scored; defaults are the paper's."""
+    """How weights are scored and how many of them a mask selects; defaults are the paper's."""
 
     density: Annotated[float, "share of the weights in the mask"] = 0.5
     score: Annotated[ScoreRule, "|sum of gradients|, sum of |gradients|, or sum of squares (Fisher)"] = "sum_abs"
@@ -40,7 +40,7 @@ class SaliencyConfig:
         1.0
     )
     clip_saliency: Annotated[float, "largest norm of each batch's gradient before it is added, 0 for none"] = 0.0
-    saliency_batch_size: Annotated[int, "forget images a backward pass"] = 128
+    saliency_batch_size: Annotated[int, "forget images per backward pass"] = 128
 
     def check(self) -> None:
         """Raise OptionError for a value outside its range."""
@@ -62,27 +62,37 @@ def saliency_scores(
     checkpoint_every: int = 10,
     low_memory: bool = False,
 ) -> dict[str, Tensor]:
-    """Scores by tensor name, shaped as the weights: one pass over `forget` in evaluation mode, no optimiser step.
+    """Score the weights of `model`, by tensor name: one pass over `forget` in evaluation mode, no optimiser step.
 
     Each image gets one noise and one timestep (antithetic in its batch). `sum_abs` is |sum over batches of dL/dw| with
     L the mean loss over the forget set; with `clip_saliency` each batch's own mean is clipped, then added, as the
-    official DDPM code does. `low_memory` recomputes activations and runs the forward pass in bf16. `partial` keeps the
-    sums every `checkpoint_every` batches; a killed pass continues there.
-    Raises DivergedError when the loss is not finite.
+    official DDPM code does.
+
+    Args:
+        model: The original model; its weights do not change.
+        forget: The forget set.
+        settings: Rule, guidance scale, clipping and batch size.
+        seed: Seed of noise and timesteps.
+        partial: A file that keeps the unfinished scores; a killed pass continues from it.
+        fingerprint: Identifies the settings that `partial` belongs to.
+        checkpoint_every: Batches between two writes of `partial`.
+        low_memory: Recompute activations and run the forward pass in bf16.
+
+    Raises:
+        DivergedError: The forget loss is not finite.
     """
     settings.check()
     if checkpoint_every < 1:
         raise OptionError(f"--checkpoint-every {checkpoint_every} must be at least 1")
     network = model.network
-    scores, start = restored(partial, fingerprint) if partial is not None and partial.is_file() else ({}, 0)
-    scores = {name: score.to(model.device) for name, score in scores.items()}
+    scores, start = _restored(partial, fingerprint, network)
     batches = math.ceil(len(forget) / settings.saliency_batch_size)
-    with _prepared(network, scores, settings) as fold, recomputed_activations(network, None, low_memory):
+    with _accumulating(network, scores, settings) as add, recomputed_activations(network, None, low_memory):
         for index in progress(range(start, batches), initial=start, total=batches, desc="saliency"):
-            if partial is not None and index > start and index % checkpoint_every == 0 and is_main():
+            if partial is not None and is_main() and index > start and index % checkpoint_every == 0:
                 keep(partial, scores, index, fingerprint)
             _backward(model, forget, settings, index, seed, low_memory)
-            fold()
+            add()
     if settings.score == "sum_abs":
         for score in scores.values():
             score.abs_()
@@ -101,7 +111,21 @@ def build_mask(
     checkpoint_every: int = 10,
     low_memory: bool = False,
 ) -> Mask:
-    """A mask of `scoring.density`: the salient weights, as many random ones, or the least salient ones (inverted)."""
+    """Make a mask of `scoring.density`.
+
+    Args:
+        kind: saliency (the most salient weights), random (as many weights, drawn uniformly), or inverted (the least
+            salient ones).
+        model: The original model.
+        forget: The forget set.
+        scoring: How weights are scored, and the density.
+        seed: Seed of the scores or the random mask.
+        partial: See `saliency_scores`, as for the arguments after it.
+        fingerprint: Identifies the settings that `partial` belongs to.
+        concept: What the mask is for, for its provenance.
+        checkpoint_every: Batches between two writes of `partial`.
+        low_memory: Recompute activations and run the forward pass in bf16.
+    """
     provenance = {"model_hash": model.hash, "concept": concept, "seed": seed, **asdict(scoring)}
     if kind == "random":
         like = Mask({name: parameter.detach() for name, parameter in model.network.named_parameters()}, provenance)
@@ -117,7 +141,7 @@ def build_mask(
         low_memory=low_memory,
     )
     if kind == "inverted":
-        # The complement of the top part, so that at density 0.5 it is exactly what SalUn holds.
+        # The complement of the top part, so that at density 0.5 it selects exactly the weights that SalUn freezes.
         return (
             ~Mask.top(scores, 1 - scoring.density, provenance)
             if scoring.density < 1
@@ -127,7 +151,7 @@ def build_mask(
 
 
 def _backward(model: Model, forget: Dataset, settings: SaliencyConfig, index: int, seed: int, low_memory: bool) -> None:
-    """Gradient of one batch's share of the forget loss."""
+    """Run the backward pass of one batch's share of the forget loss."""
     chosen = np.arange(len(forget))[index * settings.saliency_batch_size : (index + 1) * settings.saliency_batch_size]
     batch = Batch(forget.samples(chosen), torch.from_numpy(forget.labels[chosen]))
     generator = torch.Generator().manual_seed(derive_seed(seed, "saliency", index))
@@ -143,8 +167,13 @@ def _backward(model: Model, forget: Dataset, settings: SaliencyConfig, index: in
 
 
 @contextlib.contextmanager
-def _prepared(network: nn.Module, scores: dict[str, Tensor], settings: SaliencyConfig) -> Iterator[Callable[[], None]]:
-    """Evaluation mode with gradients on; yields what to call after each backward pass. Everything is put back after."""
+def _accumulating(
+    network: nn.Module, scores: dict[str, Tensor], settings: SaliencyConfig
+) -> Iterator[Callable[[], None]]:
+    """Add the gradients of all weights to `scores`, in evaluation mode; yields what to call after each backward pass.
+
+    When the block is left, the network's mode, gradients and hooks are as they were.
+    """
     training = network.training
     flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     parameters = dict(network.named_parameters())
@@ -154,17 +183,17 @@ def _prepared(network: nn.Module, scores: dict[str, Tensor], settings: SaliencyC
         parameter.requires_grad_(True)
         scores.setdefault(name, torch.zeros_like(parameter, memory_format=torch.contiguous_format).detach())
         if not settings.clip_saliency:
-            hooks.append(parameter.register_post_accumulate_grad_hook(_fold_hook(scores[name], settings.score)))
+            hooks.append(parameter.register_post_accumulate_grad_hook(_adder(scores[name], settings.score)))
 
-    def fold() -> None:
+    def add() -> None:
         if settings.clip_saliency:
             nn.utils.clip_grad_norm_(parameters.values(), settings.clip_saliency)
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
-                    _fold_hook(scores[name], settings.score)(parameter)
+                    _adder(scores[name], settings.score)(parameter)
 
     try:
-        yield fold
+        yield add
     finally:
         for hook in hooks:
             hook.remove()
@@ -174,10 +203,10 @@ def _prepared(network: nn.Module, scores: dict[str, Tensor], settings: SaliencyC
         network.train(training)
 
 
-def _fold_hook(score: Tensor, rule: ScoreRule) -> Callable[[Tensor], None]:
-    """Adds a parameter's gradient to its score and lets the gradient go."""
+def _adder(score: Tensor, rule: ScoreRule) -> Callable[[Tensor], None]:
+    """A function that adds a parameter's gradient to its score and frees the gradient."""
 
-    def fold(parameter: Tensor) -> None:
+    def add(parameter: Tensor) -> None:
         gradient = parameter.grad
         if gradient is None:
             return
@@ -187,4 +216,13 @@ def _fold_hook(score: Tensor, rule: ScoreRule) -> Callable[[Tensor], None]:
             score.add_(gradient.abs_() if rule == "abs_sum" else gradient)
         parameter.grad = None
 
-    return fold
+    return add
+
+
+def _restored(partial: Path | None, fingerprint: str, network: nn.Module) -> tuple[dict[str, Tensor], int]:
+    """The unfinished scores and the batch to continue with; no scores and 0 without any."""
+    if partial is None or not partial.is_file():
+        return {}, 0
+    tensors, start = restored(partial, fingerprint)
+    device = next(network.parameters()).device
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, start

@@ -1,4 +1,4 @@
-"""The state of an unfinished training in one safetensors file: network, optimiser, average, step."""
+"""Checkpoints of a training: network, optimiser, averaged weights and step, as unfinished work on disk."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ def save_state(
     step: int,
     fingerprint: str,
 ) -> None:
-    """Write the state before `step`, atomically; `buffers` stand in for the network's own of those names.
+    """Write the state before `step` atomically.
 
-    An optimiser's state may be tensors of any type and shape, and plain numbers.
+    Args:
+        path: The file.
+        network: The network in training.
+        optimizer: Its optimiser, whose state may be tensors of any type and shape, and numbers.
+        ema: The averaged weights, if any.
+        buffers: Buffers to save in place of the network's own of those names.
+        step: The step to continue with.
+        fingerprint: Identifies the run.
     """
     tensors = {f"network/{name}": tensor for name, tensor in {**network.state_dict(), **buffers}.items()}
     tensors |= {f"ema/{i}": tensor for i, tensor in enumerate(ema)}
@@ -39,9 +46,9 @@ def save_state(
 def load_state(
     path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, ema: Sequence[Tensor], fingerprint: str
 ) -> int:
-    """Put a saved state back in place; returns the step to go on with.
+    """Load a checkpoint into network, optimiser and `ema`; returns the step to continue with.
 
-    Raises RunError when it was saved by a run with another fingerprint.
+    Raises RunError for the checkpoint of a run with another fingerprint.
     """
     tensors, step = restored(path, fingerprint)
     groups: dict[str, dict[str, Tensor]] = {"network": {}, "ema": {}, "optimizer": {}, "number": {}}
@@ -61,7 +68,7 @@ def load_state(
 
 
 def _fill(optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Any]]) -> None:
-    """Load `state` by number of parameter, each tensor in the number format it was saved in."""
+    """Load `state` by number of the parameter, each tensor in the number format it was saved in."""
     optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, saved in state.items():

@@ -1,8 +1,8 @@
-"""Curvature of a loss: per-sample gradients, Hessian and Fisher products, and what solves with them.
+"""Curvature of a loss: per-sample gradients, Hessian and Fisher products, and linear systems with them.
 
-The free weights of a network are one vector, and the losses of some samples a function of it, in evaluation mode. All
-products are sums over batches, so that nothing larger than a few such vectors is held, and are differentiated twice in
-reverse, which every family can. Solves are conjugate gradients (Hestenes and Stiefel, 1952).
+The trainable weights of a network are one vector, and the losses of some samples a function of it, in evaluation mode.
+All products are sums over batches, so memory has no more than a few such vectors, and use double reverse-mode
+differentiation, which every family supports. Systems are solved by conjugate gradients (Hestenes and Stiefel, 1952).
 """
 
 from __future__ import annotations
@@ -23,43 +23,44 @@ from erasure.core.rng import derive_seed
 from erasure.data import Batch, Dataset
 from erasure.models import Examples, Model
 from erasure.saliency.mask import Mask
-from erasure.training.masked_parameters import free_parts, put, taken
+from erasure.training.masked_parameters import trainable_parts
+from erasure.training.weight_positions import values_at, write_at
 
-HELD_BYTES = 1 << 30  # per-sample gradients up to here are kept, beyond it they are made anew for each product
-HELD_AT_ONCE = 1 << 26  # numbers of per-sample gradients that are summed at once
-CHUNK = 1 << 24  # numbers that a dot product widens at once
+KEPT_BYTES = 1 << 30  # per-sample gradients up to this size are kept, larger ones are computed for each product
+SUMMED_AT_ONCE = 1 << 26  # numbers of per-sample gradients that are summed at once
+CHUNK = 1 << 24  # numbers that a dot product converts to float64 at once
 
 Curvature = Literal["woodfisher", "hessian"]
 Product = Callable[[Tensor], Tensor]
 
 
 class WeightSpace:
-    """The weights of a network that `mask` and `trains` leave free, as one vector (size,)."""
+    """The trainable weights of a network, by `mask` and `trains`, as one vector (size,)."""
 
     def __init__(
         self, network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True
     ) -> None:
-        self.parts = list(free_parts(network, mask, trains))
+        self.parts = list(trainable_parts(network, mask, trains))
         self.lengths = [int(p.parameter.numel() if p.selected is None else p.selected.sum()) for p in self.parts]
         self.size = sum(self.lengths)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The tensors that hold free weights."""
+        """The tensors that have trainable weights."""
         return [part.parameter for part in self.parts]
 
     def vector(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The free part of `tensors`, shaped as `parameters`, as one vector (size,)."""
+        """The trainable part of `tensors`, shaped as `parameters`, as one vector (size,)."""
         return torch.cat(
-            [taken(t.detach(), part.selected).reshape(-1) for t, part in zip(tensors, self.parts, strict=True)]
+            [values_at(t.detach(), part.selected).reshape(-1) for t, part in zip(tensors, self.parts, strict=True)]
         )
 
     def tensors(self, vector: Tensor) -> list[Tensor]:
-        """`vector` (size,) in the shapes of `parameters`, zero where a weight is held."""
+        """`vector` (size,) in the shapes of `parameters`, zero where a weight is frozen."""
         found = []
         for values, part in zip(vector.split(self.lengths), self.parts, strict=True):
             tensor = torch.zeros_like(part.parameter, dtype=vector.dtype)
-            put(tensor, part.selected, values if part.selected is not None else values.view(tensor.shape))
+            write_at(tensor, part.selected, values if part.selected is not None else values.view(tensor.shape))
             found.append(tensor.detach())
         return found
 
@@ -68,21 +69,23 @@ class WeightSpace:
         return torch.zeros(self.size, dtype=self.parameters[0].dtype, device=self.parameters[0].device)
 
     def values(self) -> Tensor:
-        """The free weights as they are now, a copy."""
+        """A copy of the trainable weights."""
         return self.vector(self.parameters)
 
     @torch.no_grad()
     def write(self, values: Tensor) -> None:
-        """Give the free weights these `values` (size,); no other weight is touched."""
+        """Give the trainable weights these `values` (size,); frozen weights are not touched."""
         for part, own in zip(self.parts, values.split(self.lengths), strict=True):
-            put(part.parameter, part.selected, own if part.selected is not None else own.view(part.parameter.shape))
+            write_at(
+                part.parameter, part.selected, own if part.selected is not None else own.view(part.parameter.shape)
+            )
 
 
 class SampleLosses:
     """The loss of each of some samples of `dataset`, as a function of the weights of `space`.
 
-    `chosen` are their positions; without it, all. What a loss leaves to chance (noise, timesteps) is drawn once for
-    each sample, by `seed`: every call asks the same questions.
+    `chosen` are their positions; None: all. Random inputs of a loss (noise, timesteps) are drawn once for each sample,
+    by `seed`, so every call uses the same ones.
     """
 
     def __init__(
@@ -171,8 +174,8 @@ class SampleLosses:
         return product.detach(), dummy
 
     def _batches(self) -> Iterator[tuple[Examples, slice]]:
-        """Batch after batch with its place among the samples, under a network that is still."""
-        with still(self.model.network, self.space):
+        """Yield each batch and its place among the samples, with the network in evaluation mode."""
+        with differentiable(self.model.network, self.space):
             for start in range(0, len(self), self.batch_size):
                 where = slice(start, min(start + self.batch_size, len(self)))
                 rows = self.chosen[where]
@@ -197,8 +200,8 @@ def _rows(gradients: Tensor, selected: Tensor | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def still(network: nn.Module, space: WeightSpace) -> Iterator[None]:
-    """Evaluation mode, gradients for the weights of `space`, attention with second derivatives; undone after."""
+def differentiable(network: nn.Module, space: WeightSpace) -> Iterator[None]:
+    """Evaluation mode, gradients for the weights of `space`, attention with second derivatives; undone afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in space.parameters]
     network.eval()
@@ -227,9 +230,9 @@ def damped_hessian(losses: SampleLosses, damping: float) -> Product:
 def damped_fisher(losses: SampleLosses, damping: float) -> Product:
     """v -> (damping I + 1/n sum_i g_i g_i^T) v, the matrix that WoodFisher inverts (Singh and Alistarh, 2020, eq. 3).
 
-    Gradients that fit into HELD_BYTES are computed once and kept.
+    Gradients that fit into KEPT_BYTES are computed once and kept.
     """
-    if len(losses) * losses.space.size * 4 > HELD_BYTES:
+    if len(losses) * losses.space.size * 4 > KEPT_BYTES:
         return lambda vector: losses.fisher_product(vector).add_(vector, alpha=damping)
     rows = torch.cat(list(losses.gradients()))
     return lambda vector: (rows.T @ (rows @ vector) / len(rows)).add_(vector, alpha=damping)
@@ -248,6 +251,17 @@ class ConjugateGradients:
     def of(cls, right: Tensor) -> ConjugateGradients:
         """The start, x = 0, for the right-hand side b."""
         return cls(torch.zeros_like(right), right.clone(), right.clone(), math.sqrt(dot(right, right)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as tensors, for a checkpoint."""
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        return {"solution": self.solution, "residual": self.residual, "direction": self.direction, "scale": scale}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> ConjugateGradients:
+        """The state that `tensors` returned, on `device`."""
+        solution, residual, direction = (tensors[name].to(device) for name in ("solution", "residual", "direction"))
+        return cls(solution, residual, direction, float(tensors["scale"]))
 
     @property
     def error(self) -> float:
@@ -282,15 +296,15 @@ def dot(first: Tensor, second: Tensor) -> float:
 
 
 def diagonal_fisher(model: Model, space: WeightSpace, dataset: Dataset, seed: int, count: int) -> Tensor:
-    """The diagonal Fisher matrix (size,) of the free weights: the mean squared gradient of the loss of each sample.
+    """The diagonal Fisher matrix (size,) of trainable weights: the mean squared gradient of the loss of each sample.
 
     `count` samples of `dataset` at most, chosen by `seed`; one noise and timestep a sample, in evaluation mode.
     """
     chosen = np.sort(np.random.default_rng(derive_seed(seed, "fisher")).permutation(len(dataset))[:count])
-    together = max(1, min(64, HELD_AT_ONCE // max(1, space.size)))
+    together = max(1, min(64, SUMMED_AT_ONCE // max(1, space.size)))
     losses = SampleLosses(model, space, dataset, derive_seed(seed, "fisher"), chosen=chosen, batch_size=together)
     total = space.zeros()
-    with torch.no_grad():  # or each gradient would carry a graph to the weights that are held
+    with torch.no_grad():  # or each gradient would have a graph to the frozen weights
         for rows in losses.gradients(chunk=together):
             total += rows.square().sum(0)
     return total / len(chosen)

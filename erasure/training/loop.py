@@ -1,7 +1,7 @@
-"""The training loop, the only one: processes, precision, clipping, mask, checkpoint, resume, one record a step.
+"""The only training loop: `minimize` runs the steps, with processes, precision, mask, checkpoints and records.
 
-Every draw comes from a generator that is seeded by the run's seed and the step, so a killed run that continues from its
-last checkpoint ends with the same bits as one that was never interrupted, whatever step it was killed in.
+Every random number comes from a generator that is seeded by the run's seed and the step, so a killed run that continues
+from its last checkpoint ends with the same bits as one that was never interrupted, at whatever step it was killed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate.utils import reduce
@@ -22,12 +22,18 @@ from erasure.core.errors import DivergedError, OptionError
 from erasure.core.logging import progress
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import Log, read_log
+from erasure.data import Batch
+from erasure.models import Examples
 from erasure.saliency.mask import Mask
 from erasure.training.checkpoint import load_state, save_state
 from erasure.training.masked_parameters import MaskedParameters
 from erasure.training.optimizers import Optimizer, new_optimizer
 
+Divisible = TypeVar("Divisible", Tensor, Batch, Examples)
+OnStep = Callable[[int], Mapping[str, Any]]
 Precision = Literal["float32", "bf16"]
+Projection = Callable[[int], Mapping[str, float]]
+Record = dict[str, Any]  # a step's line of log.jsonl: its number, losses, seconds, and additions of `on_step`
 Schedule = Literal["constant", "cosine"]
 
 
@@ -84,23 +90,36 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """A step as a loss sees it: its number, its generator (CPU, seeded by the step), and our part of the batch."""
+    """A step as a loss sees it.
+
+    `index` is its number of `steps`, `generator` a random generator on the CPU that is seeded by the step. A batch is
+    computed in `parts`, over processes and accumulation; ours is number `part`.
+    """
 
     index: int
     generator: torch.Generator
     part: int = 0
     parts: int = 1
+    steps: int = 1
+
+    def own(self, values: Divisible) -> Divisible:
+        """Our part of a batch, of examples or of a tensor (b, ...): every `parts`-th sample from `part` on."""
+        if isinstance(values, Examples):
+            return values.part(self.part, self.parts)
+        if isinstance(values, Batch):
+            return Batch(*(value[self.part :: self.parts] for value in values))
+        return values[self.part :: self.parts]
 
 
 Loss = Callable[[Step], Mapping[str, Tensor]]
-Buffers = Mapping[str, Tensor] | None  # those of a checkpoint; None: none is due
+Buffers = Mapping[str, Tensor] | None  # those of a checkpoint; None: no checkpoint is due
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished loop leaves: its records, the seconds of all its steps, and the averaged weights, if any."""
+    """The result of a training: a record for each step, the seconds of all steps, and the averaged weights, if any."""
 
-    records: list[dict[str, Any]]
+    records: list[Record]
     seconds: float
     ema: dict[str, Tensor] | None = None
 
@@ -116,15 +135,29 @@ def minimize(
     folder: Path | None = None,
     fingerprint: str = "",
     description: str = "train",
-    on_step: Callable[[int], Mapping[str, Any]] | None = None,
+    project: Projection | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainingResult:
-    """Minimise `loss(step)["loss"]` over the weights of `network` that `mask` and `trains` leave free.
+    """Minimise `loss(step)["loss"]` over the trainable weights of `network`.
 
-    With a `folder` each step is recorded in its log.jsonl and the state kept in checkpoint.safetensors, from which the
-    next call with the same `fingerprint` continues. `on_step(done)` may add to the record of each step.
-    A checkpoint is written only after the loss of its weights was seen to be finite. Raises DivergedError when the loss
-    passes `loss_limit` or its gradient is not finite: the network then holds the weights of the last checkpoint, whose
-    step the error names; step 0 means that there was none, and that the weights must be loaded anew.
+    Args:
+        network: The module to train, in place.
+        loss: Returns named scalars of a step, among them `loss`; the others are recorded.
+        settings: Number of steps, optimiser, precision and the like.
+        seed: Seed of all random numbers.
+        mask: Trainable weights by position; others are frozen. None: all.
+        trains: Trainable tensors by name.
+        folder: Where each step is recorded in log.jsonl, and the state kept in checkpoint.safetensors.
+        fingerprint: Identifies the run; a call with the same one continues from the checkpoint in `folder`.
+        description: The name of the progress bar.
+        project: Called with the number of finished steps after each step; may change trainable weights (a projection or
+            proximal operator) and returns additions to the record. Its seconds count.
+        on_step: Called after that; returns additions to the record. Its seconds do not count.
+
+    Raises:
+        DivergedError: The loss passed `loss_limit`, or its gradient is not finite. A checkpoint is written only after
+            the loss of its weights was finite, and the network then has the weights of the last checkpoint, whose step
+            the error names; step 0 means that there was none, and that the weights must be loaded again.
     """
     loop = _Loop(network, settings, seed, mask, trains, folder, fingerprint)
     device = loop.state.device
@@ -133,6 +166,8 @@ def minimize(
         for index in loop.steps(description):
             began = time.perf_counter()
             record = loop.step(index, loss)
+            if project is not None:
+                record.update(loop.projected(project, index + 1))
             record["seconds"] = time.perf_counter() - began
             if on_step is not None:
                 record.update(on_step(index + 1))
@@ -152,20 +187,22 @@ class _Loop:
         fingerprint: str,
     ) -> None:
         settings.check(settings.accumulate * num_processes())
-        if mask is not None:
-            mask.check(network)
         self.network, self.settings, self.seed = network, settings, seed
         self.state = world()
         lean = settings.lean_optimizer
-        self.free = MaskedParameters(network, mask, trains, norm_over_all=settings.clip_before_mask, lean=lean)
+        self.masked = MaskedParameters(network, mask, trains, clip_before_mask=settings.clip_before_mask, lean=lean)
         self.optimizer = new_optimizer(
-            settings.optimizer, self.free.parameters, settings.learning_rate, settings.weight_decay, settings.momentum
+            settings.optimizer,
+            self.masked.parameters,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.momentum,
         )
         self.ema = [p.detach().clone() for p in network.parameters()] if settings.ema_decay else []
         self.path = folder / "checkpoint.safetensors" if folder else None
         self.fingerprint = fingerprint
         self.start = self._resume()
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Record] = []
         self.log: Log | None = None
         if folder is not None:
             self.records = [r for r in read_log(folder / "log.jsonl") if r.get("step", -1) < self.start]
@@ -178,7 +215,7 @@ class _Loop:
 
     def __exit__(self, *_: object) -> None:
         self.network._compiled_call_impl = None
-        self.free.release()
+        self.masked.release()
         if self.log is not None:
             self.log.close()
 
@@ -191,7 +228,7 @@ class _Loop:
                 bar.set_postfix_str(f"loss {self.records[-1]['loss']:.4f}", refresh=False)
                 bar.update()
 
-    def step(self, index: int, loss: Loss) -> dict[str, Any]:
+    def step(self, index: int, loss: Loss) -> Record:
         """One optimiser step; returns its record."""
         settings = self.settings
         torch.manual_seed(derive_seed(self.seed, "network", index))
@@ -208,27 +245,31 @@ class _Loop:
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.network.parameters()], 1 - decay)
         return {"step": index, **values, "grad_norm": norm, "learning_rate": rate}
 
+    def projected(self, project: Projection, done: int) -> Mapping[str, float]:
+        """Let `project` change the network's weights, and take them over; its additions to the record."""
+        added = project(done)
+        self.masked.read_network()
+        return added
+
     def _move(self, index: int, loss: Loss, buffers: Buffers) -> tuple[dict[str, float], float]:
         """Gradients, then a checkpoint if it is due, then the step of the weights; the losses, the gradient's norm."""
         losses = self._gradients(index, loss)
-        limit = self.settings.clip_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.free.holders, limit))
-        self.free.collect()
+        norm = self.masked.clip(self.settings.clip_norm or math.inf)
         values = {name: value.item() for name, value in losses.items()}
         self._check_finite(index, values["loss"], norm)
         self._save(index, buffers)
-        self.free.step(self.optimizer)
+        self.masked.step(self.optimizer)
         return values, norm
 
     def _move_in_backward(self, index: int, loss: Loss, buffers: Buffers) -> tuple[dict[str, float], float]:
         """The same bits; the checkpoint comes before the first gradient, as each weight moves once it has its own."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "draws", index))
         with self._autocast():
-            losses = loss(Step(index, generator))
+            losses = loss(Step(index, generator, steps=self.settings.steps))
         values = {name: value.item() for name, value in losses.items()}
         self._check_finite(index, values["loss"])
         self._save(index, buffers)
-        norm = self.free.step_in_backward(self.optimizer, losses["loss"])
+        norm = self.masked.step_in_backward(self.optimizer, losses["loss"])
         self._check_finite(index, values["loss"], norm)
         return values, norm
 
@@ -245,22 +286,20 @@ class _Loop:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "draws", index))
             part = micro * processes + self.state.process_index
             with self._autocast():
-                losses = loss(Step(index, generator, part, accumulate * processes))
+                losses = loss(Step(index, generator, part, accumulate * processes, self.settings.steps))
             (losses["loss"] / accumulate).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / accumulate
         if processes > 1:
             sums = {name: reduce(value, "mean") for name, value in sums.items()}
-            for parameter in self.free.holders:
-                if parameter.grad is not None:
-                    parameter.grad = reduce(parameter.grad, "mean")
+            self.masked.average_gradients()
         return sums
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bf16"  # no cache: a pass without graph would fill it for the one with
         return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
 
-    def record(self, record: dict[str, Any]) -> None:
+    def record(self, record: Record) -> None:
         """Keep and write the step's record."""
         self.records.append(record)
         if self.log is not None:
@@ -292,5 +331,5 @@ class _Loop:
         if self.path is None or not self.path.is_file():
             return 0
         step = load_state(self.path, self.network, self.optimizer, self.ema, self.fingerprint)
-        self.free.reread()
+        self.masked.read_network()
         return step

@@ -1,11 +1,20 @@
-"""The weights an optimiser may move, and no others.
+"""Masked parameters: what a mask does to gradients, optimiser state, weight decay and weights during training.
 
-A tensor that the mask splits is represented by a compact copy of its free weights: the optimiser keeps state for those
-alone, and whatever it does to them (momentum, weight decay, noise), the held weights of the network are never written.
+A weight is trainable where `trains` admits its tensor by name and the mask selects its position; every other weight is
+frozen. A tensor without trainable weights gets no gradient. A tensor whose weights are all trainable is given to the
+optimiser as it is. A tensor that the mask splits is given to it as a compact copy of its trainable weights, so that
 
-Gradients move to the compact copies as the backward pass produces them, so that those of the whole network never exist
-at once. With `lean` the values of the copies exist for one tensor at a time, while the optimiser works on it. Where
-nothing needs all gradients together, `step_in_backward` lets them go one by one as well (Lv et al., 2023, "LOMO").
+    gradient         its trainable part moves to the copy when the backward pass has produced it, the rest is freed
+    norm, clipping   are over trainable weights, or with `clip_before_mask` over whole tensors
+    optimiser state  exists for trainable weights alone
+    weight decay     acts on the copy, so frozen weights do not decay
+    weights          the copy is written to the trainable positions after each step; frozen positions are never written
+
+Whatever an optimiser does (momentum, weight decay, noise), frozen weights therefore keep their bits.
+
+Memory: gradients of the whole network never exist at once. With `lean` the values of the copies exist for one tensor at
+a time, while the optimiser works on it. Where nothing needs all gradients together, `step_in_backward` frees each
+gradient as soon as its tensor has been updated (Lv et al., 2023, "LOMO").
 """
 
 from __future__ import annotations
@@ -15,35 +24,41 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from erasure.core.errors import OptionError
+from erasure.formats.bits import packed
 from erasure.saliency.mask import Mask
+from erasure.training.weight_positions import as_indices, indexable, values_at, write_at
 
-LISTED = 1 << 25  # networks of more weights keep one byte a weight in place of eight a free weight
+MAX_INDEXED = 1 << 25  # larger networks keep one byte per weight in place of eight per trainable weight
 
 
-class MaskedPart(NamedTuple):
-    """A tensor with free weights; `selected` says which, in its shape; None: all of them."""
+class TrainablePart(NamedTuple):
+    """A tensor with trainable weights; `selected` marks them, booleans in its shape; None: all of them."""
 
     name: str
     parameter: nn.Parameter
     selected: Tensor | None
 
 
-def free_parts(
+def trainable_parts(
     network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True
-) -> Iterator[MaskedPart]:
-    """Every tensor of `network` in which `trains` (by name) and `mask` (by position) leave a weight free."""
+) -> Iterator[TrainablePart]:
+    """Yield every tensor of `network` in which `trains` (by name) and `mask` (by position) leave a weight trainable."""
     for name, parameter in network.named_parameters():
         selected = mask.tensors[name].to(parameter.device) if mask is not None else None
         if not trains(name) or (selected is not None and not bool(selected.any())):
             continue
-        yield MaskedPart(name, parameter, None if selected is None or bool(selected.all()) else selected)
+        yield TrainablePart(name, parameter, None if selected is None or bool(selected.all()) else selected)
 
 
 class MaskedParameters:
-    """`parameters` for an optimiser; `collect` brings gradients to them and `step` their new values to the network."""
+    """The trainable weights of a network: `parameters` for an optimiser, and a step of it.
+
+    After a backward pass: `average_gradients` over processes, `clip`, `step`. Then `release`, when training is over.
+    """
 
     def __init__(
         self,
@@ -51,91 +66,106 @@ class MaskedParameters:
         mask: Mask | None = None,
         trains: Callable[[str], bool] = lambda name: True,
         *,
-        norm_over_all: bool = False,
+        clip_before_mask: bool = False,
         lean: bool = False,
     ) -> None:
-        """Free are the weights that `trains` admits by name and `mask` by position.
+        """Take over gradients of `network`; tensors without trainable weights no longer require one.
 
-        Tensors without any free weight stop asking for a gradient. `norm_over_all` keeps theirs, and everybody else's,
-        until `collect`, for a norm over all of them. `lean` gives the same bits in less memory and more time.
+        Args:
+            network: The network to train.
+            mask: Trainable weights by position; None: all.
+            trains: Trainable tensors by name.
+            clip_before_mask: Keep whole gradients until `clip`, whose norm is then over all tensors of `trains`.
+            lean: The same bits in less memory and more time.
+
+        Raises:
+            MaskError: The mask was made for another network.
+            OptionError: No weight is trainable.
         """
-        self._network, self._lean, self._dense = network, lean, norm_over_all
-        self._flags = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-        self._split: list[tuple[nn.Parameter, nn.Parameter, Tensor]] = []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        if mask is not None:
+            mask.check(network)
+        self._network, self._lean, self._clip_before_mask = network, lean, clip_before_mask
+        self._required_grad = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+        self._split: list[_SplitTensor] = []
         self.parameters: list[nn.Parameter] = []
-        listed = sum(parameter.numel() for parameter in network.parameters()) <= LISTED
+        indexed = sum(parameter.numel() for parameter in network.parameters()) <= MAX_INDEXED
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(norm_over_all and trains(name))
-        for _, parameter, selected in free_parts(network, mask, trains):
+            parameter.requires_grad_(clip_before_mask and trains(name))
+        for _, parameter, selected in trainable_parts(network, mask, trains):
             parameter.requires_grad_(True)
             if selected is None:
                 self.parameters.append(parameter)
                 continue
-            compact = nn.Parameter(_placeholder(selected, parameter) if lean else taken(parameter.detach(), selected))
-            where = packed(selected) if lean else _listed(selected, parameter) if listed else selected
-            self.parameters.append(compact)
-            self._split.append((parameter, compact, where))
-            if not norm_over_all:
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(_mover(parameter, compact, where)))
+            split = _SplitTensor(parameter, selected, lean=lean, indexed=indexed)
+            self._split.append(split)
+            self.parameters.append(split.compact)
+            if not clip_before_mask:
+                split.take_gradients()
         if not self.parameters:
             self.release()
-            raise OptionError("no weight may move: the mask and the choice of weights leave nothing to train")
+            raise OptionError("no weight is trainable: the mask and --weights leave nothing to train")
 
     @property
-    def holders(self) -> list[nn.Parameter]:
-        """The parameters that hold gradients after a backward pass."""
-        return list(self._network.parameters()) if self._dense else self.parameters
+    def _with_gradients(self) -> list[nn.Parameter]:
+        """The parameters that have gradients after a backward pass."""
+        return list(self._network.parameters()) if self._clip_before_mask else self.parameters
+
+    def average_gradients(self) -> None:
+        """Average gradients over all processes."""
+        for parameter in self._with_gradients:
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad, "mean")
 
     @torch.no_grad()
-    def collect(self) -> None:
-        """Move what is still in the network of the free part of each gradient to the optimiser's parameters."""
-        if not self._dense:
-            return
-        for parameter, compact, where in self._split:
-            _mover(parameter, compact, where)(parameter)
-        kept = {id(parameter) for parameter in self.parameters}
-        for parameter in self._network.parameters():
-            if id(parameter) not in kept:
-                parameter.grad = None
+    def clip(self, max_norm: float) -> float:
+        """Scale gradients down to `max_norm` (inf: not at all) and drop those of frozen weights; the norm before."""
+        norm = float(nn.utils.clip_grad_norm_(self._with_gradients, max_norm))
+        if self._clip_before_mask:
+            for split in self._split:
+                split.move_gradient()
+            trainable = {id(parameter) for parameter in self.parameters}
+            for parameter in self._network.parameters():
+                if id(parameter) not in trainable:
+                    parameter.grad = None
+        return norm
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """One step of `optimizer`, made for `parameters`; held weights are not touched, gradients are gone after it."""
+        """Make one step of `optimizer`, which was made for `parameters`, and free the gradients."""
         if not self._lean:
             optimizer.step()
-            for parameter, compact, where in self._split:
-                put(parameter, where, compact)
+            for split in self._split:
+                split.write_network()
             optimizer.zero_grad(set_to_none=True)
             return
         with self._one_by_one(optimizer) as step:
-            for current in self.parameters:
-                step(current)
+            for parameter in self.parameters:
+                step(parameter)
 
     def step_in_backward(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-        """The backward pass of `loss` and, for `lean` weights, a `step` of the same bits; the gradient's norm.
+        """Run the backward pass of `loss` and step each `lean` tensor within it, to the same bits; the gradient's norm.
 
-        A tensor moves as soon as its gradient is complete, which then goes. A graph that would still need the tensor
-        raises RuntimeError, as autograd sees that it was written.
+        A tensor is updated, and its gradient freed, as soon as the gradient is complete. Raises RuntimeError (autograd)
+        where the graph still needs a tensor that was updated.
         """
-        norms, moved = self.parameters[0].new_zeros(len(self.parameters)), set()
-        tensors = {id(compact): parameter for parameter, compact, _ in self._split}
+        norms, updated = self.parameters[0].new_zeros(len(self.parameters)), set()
+        tensors = {id(split.compact): split.parameter for split in self._split}
         hooks: list[torch.utils.hooks.RemovableHandle] = []
         with self._one_by_one(optimizer) as step:
 
-            def mover(index: int, current: nn.Parameter) -> Callable[[Tensor], None]:
-                def move(_: Tensor) -> None:
-                    assert current.grad is not None and index not in moved, "a gradient came in parts"
-                    moved.add(index)
-                    norms[index] = torch._foreach_norm([current.grad])[0]
-                    step(current)
+            def updater(index: int, parameter: nn.Parameter) -> Callable[[Tensor], None]:
+                def update(_: Tensor) -> None:
+                    assert parameter.grad is not None and index not in updated, "a gradient came in parts"
+                    updated.add(index)
+                    norms[index] = torch._foreach_norm([parameter.grad])[0]
+                    step(parameter)
 
-                return move
+                return update
 
             try:
-                for index, current in enumerate(self.parameters):
-                    tensor = tensors.get(id(current), current)  # its hooks run in order: the gradient has moved before
-                    hooks.append(tensor.register_post_accumulate_grad_hook(mover(index, current)))
+                for index, parameter in enumerate(self.parameters):
+                    tensor = tensors.get(id(parameter), parameter)  # its hooks run in order: first to the compact copy
+                    hooks.append(tensor.register_post_accumulate_grad_hook(updater(index, parameter)))
                 loss.backward()
             finally:
                 for hook in hooks:
@@ -144,17 +174,17 @@ class MaskedParameters:
 
     @contextmanager
     def _one_by_one(self, optimizer: torch.optim.Optimizer) -> Iterator[Callable[[nn.Parameter], None]]:
-        """A step of one parameter: state is kept by parameter, so the optimiser can be led through them."""
+        """Yield a step of one parameter alone; an optimiser keeps its state by parameter, so that changes no bit."""
         (group,) = optimizer.param_groups
-        split = {id(compact): (parameter, where) for parameter, compact, where in self._split}
+        splits = {id(split.compact): split for split in self._split}
 
-        def step(current: nn.Parameter) -> None:
-            group["params"] = [current]
-            if id(current) in split and current.grad is not None:
-                _step_on_loan(optimizer, current, *split[id(current)])
+        def step(parameter: nn.Parameter) -> None:
+            group["params"] = [parameter]
+            if id(parameter) in splits and parameter.grad is not None:
+                splits[id(parameter)].step_with_values(optimizer)
             else:
                 optimizer.step()
-            current.grad = None
+            parameter.grad = None
 
         try:
             yield step
@@ -162,85 +192,67 @@ class MaskedParameters:
             group["params"] = list(self.parameters)
 
     @torch.no_grad()
-    def reread(self) -> None:
-        """Take the values from the network, after a checkpoint was loaded into it."""
+    def read_network(self) -> None:
+        """Take the network's current weights into the copies, after they were changed by something else."""
         if not self._lean:
-            for parameter, compact, where in self._split:
-                compact.copy_(taken(parameter, where))
+            for split in self._split:
+                split.read_network()
 
     def release(self) -> None:
-        """Give the network back as it was: gradients and hooks gone, `requires_grad` restored."""
-        for hook in self._hooks:
-            hook.remove()
+        """Give the network back as it was: no gradients, no hooks, and `requires_grad` restored."""
+        for split in self._split:
+            split.release_gradients()
         for name, parameter in self._network.named_parameters():
             parameter.grad = None
-            parameter.requires_grad_(self._flags[name])
+            parameter.requires_grad_(self._required_grad[name])
 
 
-def _mover(parameter: nn.Parameter, compact: nn.Parameter, where: Tensor) -> Callable[[Tensor], None]:
-    """Adds the free part of a parameter's gradient to that of its compact copy, and lets the gradient go."""
+class _SplitTensor:
+    """A tensor `parameter` with trainable and frozen weights, and `compact` (n,), a copy of the trainable ones.
 
-    def move(_: Tensor) -> None:
-        if parameter.grad is None:
+    With `lean` the copy has its values within `step_with_values` only, and positions are packed as bits.
+    """
+
+    def __init__(self, parameter: nn.Parameter, selected: Tensor, *, lean: bool, indexed: bool) -> None:
+        self.parameter = parameter
+        self.compact = nn.Parameter(_placeholder(selected, parameter) if lean else values_at(parameter.data, selected))
+        self._where = packed(selected) if lean else as_indices(selected, parameter) if indexed else selected
+        self._hook: torch.utils.hooks.RemovableHandle | None = None
+
+    def take_gradients(self) -> None:
+        """From now on, move gradients to the copy as the backward pass produces them."""
+        self._hook = self.parameter.register_post_accumulate_grad_hook(lambda _: self.move_gradient())
+
+    def release_gradients(self) -> None:
+        """Leave gradients with the tensor again."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def move_gradient(self) -> None:
+        """Add the trainable part of the gradient to the copy's, and free it."""
+        if self.parameter.grad is None:
             return
-        part = taken(parameter.grad, where)
-        compact.grad = part if compact.grad is None else compact.grad.add_(part)
-        parameter.grad = None
+        part = values_at(self.parameter.grad, self._where)
+        self.compact.grad = part if self.compact.grad is None else self.compact.grad.add_(part)
+        self.parameter.grad = None
 
-    return move
+    def write_network(self) -> None:
+        """Write the copy to the trainable positions of the tensor; frozen ones are not touched."""
+        write_at(self.parameter, self._where, self.compact)
 
+    def read_network(self) -> None:
+        """Read the copy from the tensor."""
+        self.compact.copy_(values_at(self.parameter, self._where))
 
-def _step_on_loan(
-    optimizer: torch.optim.Optimizer, compact: nn.Parameter, parameter: nn.Parameter, where: Tensor
-) -> None:
-    """A step on one tensor, whose compact copy has values for no longer than that."""
-    where, empty = opened(where, parameter), compact.data
-    compact.data = taken(parameter, where)
-    optimizer.step()
-    put(parameter, where, compact)
-    compact.data = empty
+    def step_with_values(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make a step of `optimizer` on the copy, which has its values for no longer than that."""
+        where, empty = indexable(self._where, self.parameter), self.compact.data
+        self.compact.data = values_at(self.parameter, where)
+        optimizer.step()
+        write_at(self.parameter, where, self.compact)
+        self.compact.data = empty
 
 
 def _placeholder(selected: Tensor, like: Tensor) -> Tensor:
-    """As many values as are selected, in the memory of one: what an optimiser and a gradient need to know of them."""
+    """A tensor of as many values as are selected in the memory of one, for an optimiser that reads only its shape."""
     return torch.zeros(1, dtype=like.dtype, device=like.device).expand(int(selected.sum()))
-
-
-def _listed(selected: Tensor, like: Tensor) -> Tensor:
-    """Positions where they can be used to write, which is faster than booleans."""
-    return selected.reshape(-1).nonzero().flatten() if like.is_contiguous() else selected
-
-
-def packed(selected: Tensor) -> Tensor:
-    """Booleans as bits, eight in a byte."""
-    flat = selected.reshape(-1)
-    padded = nn.functional.pad(flat.to(torch.uint8), (0, -len(flat) % 8)).view(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8, device=flat.device)).sum(1, dtype=torch.uint8)
-
-
-def opened(where: Tensor, tensor: Tensor) -> Tensor:
-    """Bits as something to index `tensor` with; booleans and positions as they are."""
-    if where.dtype != torch.uint8:
-        return where
-    bits = where[:, None] >> torch.arange(8, dtype=torch.uint8, device=where.device) & 1
-    return _listed(bits.flatten()[: tensor.numel()].bool().view(tensor.shape), tensor)
-
-
-def taken(tensor: Tensor, where: Tensor | None) -> Tensor:
-    """A copy of the values of `tensor` at `where` (n,): booleans of its shape, positions, bits, or None for all."""
-    if where is None:
-        return tensor.clone()
-    where = opened(where, tensor)
-    return tensor.reshape(-1)[where.reshape(-1)]
-
-
-def put(tensor: Tensor, where: Tensor | None, values: Tensor) -> None:
-    """Write `values` as `taken` returned them back to `where` they came from."""
-    if where is None:
-        tensor.copy_(values)
-        return
-    where = opened(where, tensor)
-    if where.dtype == torch.bool:
-        tensor.masked_scatter_(where, values)
-    else:
-        tensor.view(-1).index_copy_(0, where, values)

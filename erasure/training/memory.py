@@ -40,7 +40,7 @@ def count(
 ) -> WeightCounts:
     """The counts of a network under a mask and a choice of tensors."""
     free = split = split_free = largest = 0
-    for _, parameter, selected in masked_parameters.free_parts(network, mask, trains):
+    for _, parameter, selected in masked_parameters.trainable_parts(network, mask, trains):
         chosen = parameter.numel() if selected is None else int(selected.sum())
         free, largest = free + chosen, max(largest, chosen)
         if selected is not None:
@@ -72,7 +72,7 @@ def estimate(
     gradients = num_largest if in_backward else num_weights if dense_gradients else num_free
     if lean:
         mask = -(-num_split // 8)
-    elif num_weights <= masked_parameters.LISTED:
+    elif num_weights <= masked_parameters.MAX_INDEXED:
         mask = 8 * num_split_free
     else:
         mask = num_split

@@ -192,7 +192,7 @@ def fit_sd(
         model.prompt_embeddings = _drawn_captions(model, captions, batch.labels, step.generator)
         numbered = Batch(batch.images, torch.arange(len(batch.labels)))
         examples = model.examples(numbered, step.generator, condition_drop=True)
-        return {"loss": model.per_sample_loss(examples.part(step.part, step.parts)).mean()}
+        return {"loss": model.per_sample_loss(step.own(examples)).mean()}
 
     second = minimize(joint, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint)
     if second.ema is not None:
@@ -224,7 +224,7 @@ def _fit_vae(
         folder.mkdir(parents=True, exist_ok=True)
 
     def loss(step: Step) -> dict[str, Tensor]:
-        images = batches.at(step.index).images[step.part :: step.parts].to(model.device)
+        images = step.own(batches.at(step.index).images).to(model.device)
         posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=step.generator).to(model.device)
         error = vae.decode(posterior.mean + posterior.std * noise).sample - images

@@ -5,7 +5,6 @@ A recipe is recorded whole in the model's `erasure.json`, so that it can be trai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,7 +20,7 @@ from erasure.models.classifier import Classifier
 from erasure.models.classifier_nets import ARCHITECTURES
 from erasure.models.ddpm import DDPM, SAMPLING
 from erasure.models.info import ModelInfo
-from erasure.training.loop import Optimizer, Precision, Schedule, Step, TrainingConfig, TrainingResult, minimize
+from erasure.training.loop import OnStep, Optimizer, Precision, Schedule, Step, TrainingConfig, TrainingResult, minimize
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def fit(
     *,
     folder: Path | None = None,
     fingerprint: str = "",
-    on_step: Callable[[int], Mapping[str, Any]] | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainingResult:
     """Train `model` in place on `dataset`; it ends with the averaged weights when the recipe keeps an average."""
     shifts = isinstance(recipe, ClassifierRecipe) and recipe.augment
@@ -197,7 +196,7 @@ def fit(
 
     def loss(step: Step) -> dict[str, Tensor]:
         examples = model.examples(batches.at(step.index), step.generator, condition_drop=True)
-        return {"loss": model.per_sample_loss(examples.part(step.part, step.parts)).mean()}
+        return {"loss": model.per_sample_loss(step.own(examples)).mean()}
 
     outcome = minimize(network, loss, recipe.loop(), seed=seed, folder=folder, fingerprint=fingerprint, on_step=on_step)
     if outcome.ema is not None:

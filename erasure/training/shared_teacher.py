@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from erasure.formats.bits import packed
 from erasure.models import Model
 from erasure.saliency.mask import Mask
-from erasure.training.masked_parameters import free_parts, opened, packed, put, taken
+from erasure.training.masked_parameters import trainable_parts
+from erasure.training.weight_positions import indexable, values_at, write_at
 
 
 def shared_teacher(
@@ -41,7 +43,7 @@ class _Part:
 
     def __init__(self, tensor: Tensor, where: Tensor | None) -> None:
         self._tensor, self._where = tensor, where
-        values = taken(tensor.data, where)
+        values = values_at(tensor.data, where)
         self._kept_as = _shortest(values)
         self.original: Tensor | None = values.to(self._kept_as)
         self.student: Tensor | None = None
@@ -49,9 +51,9 @@ class _Part:
     def bring(self) -> None:
         """Put the original in place. The student's values are safe before anything is written."""
         data, where = self._data()
-        self.student = taken(data, where)
+        self.student = values_at(data, where)
         assert self.original is not None
-        put(data, where, self.original.to(data.dtype))
+        write_at(data, where, self.original.to(data.dtype))
         self.original = None
 
     def restore(self) -> None:
@@ -60,13 +62,13 @@ class _Part:
             return
         data, where = self._data()
         if self.original is None:
-            self.original = taken(data, where).to(self._kept_as)
-        put(data, where, self.student)
+            self.original = values_at(data, where).to(self._kept_as)
+        write_at(data, where, self.student)
         self.student = None
 
     def _data(self) -> tuple[Tensor, Tensor | None]:
         """The values, out of autograd's sight, which need not know of what is put back before it looks; and where."""
-        return self._tensor.data, None if self._where is None else opened(self._where, self._tensor)
+        return self._tensor.data, None if self._where is None else indexable(self._where, self._tensor)
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +91,7 @@ class SharedTeacher:
         self._network = network
         self._parts = [
             _Part(parameter, None if selected is None else packed(selected))
-            for _, parameter, selected in free_parts(network, mask, trains)
+            for _, parameter, selected in trainable_parts(network, mask, trains)
         ]
         self._parts += [_Part(buffer, None) for buffer in network.buffers()]
 

@@ -1,14 +1,14 @@
-"""Training the text encoder: a text-to-image model seen as one whose `network` is what reads the prompts.
+"""Training the text encoder: a view of a text-to-image model whose `network` is the text encoder.
 
-The loop, masks, checkpoints and the count of what changed then work on the text encoder as they do on a UNet. Every
-prediction encodes its prompts anew, with gradient; the UNet answers with its weights held, so the gradient passes
-through it and leaves nothing there. The bound embeddings of the whole model stay those of the original until its
-prompts are bound again: with them the whole model is the frozen original, at no cost.
+The loop, masks, checkpoints and the count of changed weights then work on the text encoder as they do on a UNet. Every
+prediction encodes its prompts again, with gradient; the UNet's weights are frozen, so the gradient passes through it
+and none of its weights gets one. The prompt embeddings of the whole model stay those of the original until
+`set_prompts` is called again: with them the whole model is the frozen original, without a copy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -20,10 +20,11 @@ from erasure.core.errors import NotApplicableError
 from erasure.models import Model
 from erasure.models.prompt_encoding import WINDOW, token_ids
 from erasure.models.stable_diffusion import StableDiffusion
+from erasure.training.loop import OnStep
 
 
 class TextEncoderView(StableDiffusion):
-    """A view of `whole`, a Stable Diffusion whose one text encoder it shares and trains."""
+    """A view of `whole`, a Stable Diffusion with one text encoder, which the view shares and trains."""
 
     part: ClassVar[str] = "text_encoder"
 
@@ -39,7 +40,7 @@ class TextEncoderView(StableDiffusion):
             return model
         if type(model) is not StableDiffusion:
             several = isinstance(model, StableDiffusion)
-            why = "reads a prompt with several text encoders, and what one forgets, the others still say"
+            why = "encodes a prompt with several text encoders, and the others keep what one forgets"
             raise NotApplicableError(
                 f"{model.source or 'this model'} is a {model.family} model: it "
                 f"{why if several else 'has no text encoder'}; this method trains the one of Stable Diffusion 1 and 2"
@@ -57,12 +58,12 @@ class TextEncoderView(StableDiffusion):
 
     @cached_property
     def ids(self) -> Tensor:
-        """Token ids (n + 1, window) of the bound prompts, the empty one last."""
+        """Token ids (n + 1, window) of the current prompts, the empty one last."""
         return token_ids(self.parts["tokenizer"], self.bound.prompts).to(self.device)
 
     @property
     def window(self) -> int:
-        """How many tokens of a prompt are read."""
+        """How many tokens of a prompt the text encoder reads."""
         return min(self.parts["tokenizer"].model_max_length, WINDOW)
 
     @property
@@ -71,15 +72,15 @@ class TextEncoderView(StableDiffusion):
         return self.network.get_input_embeddings().num_embeddings
 
     def tokens(self, ids: Tensor) -> Tensor:
-        """Token embeddings (b, k, d) of `ids` (b, k), a copy without graph."""
+        """Return token embeddings (b, k, d) of `ids` (b, k), a copy without graph."""
         return self.network.get_input_embeddings().weight[ids].detach().clone()
 
-    def looking(self, on_step: Callable[[int], Mapping[str, Any]] | None) -> Callable[[int], Mapping[str, Any]] | None:
-        """`on_step` for a training: while it looks at the whole model, the prompts are bound as they are read now."""
+    def with_current_prompts(self, on_step: OnStep | None) -> OnStep | None:
+        """`on_step` of a training, called with the whole model's prompts encoded by the text encoder as it is then."""
         if on_step is None:
             return None
 
-        def look(done: int) -> Mapping[str, Any]:
+        def encoded(done: int) -> Mapping[str, Any]:
             original, was_training = self.whole.prompt_embeddings, self.network.training
             self.network.eval()
             try:
@@ -89,10 +90,10 @@ class TextEncoderView(StableDiffusion):
                 self.whole.prompt_embeddings = original
                 self.network.train(was_training)
 
-        return look
+        return encoded
 
     def read(self, ids: Tensor, prefix: Tensor | None = None) -> Tensor:
-        """Embeddings (b, window, d) of token ids (b, window), with gradient.
+        """Encode token ids (b, window) to embeddings (b, window, d), with gradient.
 
         `prefix` (b, k, d) stands in the place of the k token embeddings after the start token.
         """
@@ -109,25 +110,25 @@ class TextEncoderView(StableDiffusion):
             hook.remove()
 
     def predict(self, noisy: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        """The prediction under the prompts numbered `labels` (b,), each encoded once, with gradient."""
+        """Predict under the prompts numbered `labels` (b,), each encoded once, with gradient."""
         assert labels is not None
         numbers, places = labels.unique(return_inverse=True)
         return self.predict_under(noisy, timesteps, self.read(self.ids[numbers])[places])
 
     def predict_under(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """The prediction under `embeddings` (b, window, d), with gradient for these alone."""
-        with weights_held(self.whole.network):
+        """Predict under `embeddings` (b, window, d), with a gradient for them and for no weight of the UNet."""
+        with frozen_weights(self.whole.network):
             return self.whole.network(noisy, timesteps, encoder_hidden_states=embeddings).sample
 
 
 @contextmanager
-def weights_held(network: nn.Module) -> Iterator[None]:
-    """What is computed inside the block will have no gradient for the weights of `network`."""
-    asking = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in asking:
+def frozen_weights(network: nn.Module) -> Iterator[None]:
+    """Compute inside the block without gradients for the weights of `network`."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(True)

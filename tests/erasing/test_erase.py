@@ -229,7 +229,7 @@ def test_an_erased_model_can_be_erased_again(erase, tmp_path):
         (("--learning-rate", "0"), "--learning-rate must be above 0"),
         (("--eta", "2"), "--eta 2.0 is outside [0, 1]"),
         (("--image-size", "16"), "takes no --image-size"),
-        (("--relabel", "3"), "itself to be forgotten"),
+        (("--relabel", "3"), "itself to be erased"),
         (("--relabel", "elephant"), "unknown class 'elephant'"),
         (("--data", "digitz"), "did you mean 'digits'"),
         (("--classifier", "nowhere"), "does not exist"),

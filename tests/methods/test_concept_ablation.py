@@ -46,7 +46,7 @@ def test_the_loss_is_its_formula(teacher):
     answering = student if teacher == "current" else original
     losses = method(alpha=0.3, teacher=teacher, **TEXT).loss(student, answering, CATS, draws("sd1", CATS))
     again = draws("sd1", CATS)
-    batch = again.retain
+    batch = again.retain_batch
     assert set(batch.labels.tolist()) == {2, 3}
     torch.rand(6, generator=again.generator, dtype=torch.float64)  # which concept, of the one there is for each anchor
     examples = student.examples(batch, again.generator)
@@ -119,7 +119,7 @@ def test_which_concept_an_image_of_an_anchor_stands_for():
 
 def test_what_is_refused():
     for kind in ("ddpm-unconditional", "classifier"):
-        with pytest.raises(NotApplicableError, match="cannot be asked for an anchor"):
+        with pytest.raises(NotApplicableError, match="takes no anchor as its condition"):
             method().check_model(tiny(kind))
     with pytest.raises(NotApplicableError, match="`keys_and_values=False`"):
         method(keys_and_values=True).check_model(tiny("ddpm"))

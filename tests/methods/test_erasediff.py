@@ -16,7 +16,7 @@ from tests.conftest import about, state_of, tiny
 RATE = 0.05
 
 
-def draws_of(kind, own=None, size=8, part=0, parts=1, index=0):
+def batches_of(kind, own=None, size=8, part=0, parts=1, index=0):
     dataset, task = about(kind)
     step = Step(index, torch.Generator().manual_seed(0), part, parts)
     batches = [Batches(dataset.of_classes(group), size, 0) for group in (task.forget, task.retain)]
@@ -24,8 +24,8 @@ def draws_of(kind, own=None, size=8, part=0, parts=1, index=0):
 
 
 def examples_of(kind, model):
-    _, draws = draws_of(kind)
-    return model.examples(draws.forget, draws.generator)
+    _, batches = batches_of(kind)
+    return model.examples(batches.forget_batch, batches.generator)
 
 
 def half(model):
@@ -40,8 +40,8 @@ def test_inner_steps_leave_no_trace(kind):
     inner = _InnerSteps(model, WeightSpace(model.network), 2, RATE)
     torch.manual_seed(3)
     chance = torch.get_rng_state()
-    first = inner.best(0, examples)
-    inner.weight(0, examples, examples, 0.1)
+    first = inner.least(0, examples)
+    inner.penalty(0, examples, examples, 0.1)
     assert torch.get_rng_state().equal(chance)
     assert all(value.equal(before[name]) for name, value in model.network.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.network.parameters())
@@ -52,7 +52,7 @@ def test_inner_steps_are_gradient_descent_on_the_free_weights():
     model, twin = tiny("ddpm"), tiny("ddpm")
     examples, mask = examples_of("ddpm", model), half(model)
     space = WeightSpace(model.network, mask, lambda name: "conv_in" not in name)
-    found = _InnerSteps(model, space, 2, RATE).best(0, examples)
+    found = _InnerSteps(model, space, 2, RATE).least(0, examples)
     for _ in range(2):
         twin.network.zero_grad()
         twin.per_sample_loss(examples).mean().backward()
@@ -68,28 +68,28 @@ def test_they_are_put_back_when_something_breaks():
     before, inner = model.hash, _InnerSteps(model, WeightSpace(model.network), 1, RATE)
     examples = examples_of("ddpm", model)
     with pytest.raises(RuntimeError):
-        inner.best(0, examples._replace(target=examples.target[..., :3]))
+        inner.least(0, examples._replace(target=examples.target[..., :3]))
     assert model.hash == before
 
 
 @pytest.mark.parametrize("options", [{}, {"substitute": "next"}, {"substitute": "next", "teacher": "current"}])
 def test_the_loss_is_its_formula(options):
     model, teacher = tiny("ddpm"), tiny("ddpm", seed=5)
-    task, draws = draws_of("ddpm", _InnerSteps(model, WeightSpace(model.network), 2, RATE))
+    task, batches = batches_of("ddpm", _InnerSteps(model, WeightSpace(model.network), 2, RATE))
     method = EraseDiff(penalty=0.3, **options)
-    found = method.loss(model, teacher, task, draws)
-    again = draws_of("ddpm")[1]
-    retain = model.examples(again.retain, again.generator, condition_drop=True)
-    forget = model.examples(again.forget, again.generator)
+    found = method.loss(model, teacher, task, batches)
+    again = batches_of("ddpm")[1]
+    retain = model.examples(again.retain_batch, again.generator, condition_drop=True)
+    forget = model.examples(again.forget_batch, again.generator)
     noisy, timesteps, labels = forget.inputs
     if options:
         source = teacher if method.teacher == "original" else model
         target = source.predict(noisy, timesteps, torch.full_like(labels, 4)).detach()
     else:
         target = torch.rand(noisy.shape, generator=again.generator)
-        noisy = model.add_noise(again.forget.images, target, timesteps)
+        noisy = model.add_noise(again.forget_batch.images, target, timesteps)
     first = (model.predict(noisy, timesteps, labels) - target).square().mean()
-    best = _InnerSteps(model, WeightSpace(model.network), 2, RATE).best(
+    best = _InnerSteps(model, WeightSpace(model.network), 2, RATE).least(
         0, forget._replace(inputs=(noisy, timesteps, labels), target=target)
     )
     assert float(found["forget"]) == pytest.approx(float(first), rel=1e-5)
@@ -107,20 +107,20 @@ def test_without_a_penalty_it_is_fine_tuning_and_the_goal_moves_nothing():
     found = []
     for method in (EraseDiff(penalty=0.0), Finetune(), EraseDiff(), EraseDiff(inner_steps=0)):
         steps = method.inner_steps if isinstance(method, EraseDiff) else 0
-        task, draws = draws_of("ddpm", _InnerSteps(model, WeightSpace(model.network), steps, RATE))
-        found.append(gradient(method.loss(model, model, task, draws)["loss"], model))
+        task, batches = batches_of("ddpm", _InnerSteps(model, WeightSpace(model.network), steps, RATE))
+        found.append(gradient(method.loss(model, model, task, batches)["loss"], model))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
     assert found[2].equal(found[3]) and not found[2].equal(found[0])
 
 
 def test_the_adaptive_weight_is_that_of_both_gradients():
     model = tiny("ddpm")
-    task, draws = draws_of("ddpm", _InnerSteps(model, WeightSpace(model.network), 0, RATE))
+    task, batches = batches_of("ddpm", _InnerSteps(model, WeightSpace(model.network), 0, RATE))
     method = EraseDiff(weighting="adaptive", fall_rate=2.0, substitute="next", inner_steps=0)
-    told = method.loss(model, model, task, draws)
-    again = draws_of("ddpm")[1]
-    retain = model.examples(again.retain, again.generator, condition_drop=True)
-    forget = method._substituted(model, model, task, again)
+    told = method.loss(model, model, task, batches)
+    again = batches_of("ddpm")[1]
+    retain = model.examples(again.retain_batch, again.generator, condition_drop=True)
+    forget = method._with_substitute(model, model, task, again)
     first, second = (gradient(model.per_sample_loss(part).mean(), model).double() for part in (forget, retain))
     expected = max(0.0, 2.0 - float(first @ second / (first @ first)))
     assert expected > 0
@@ -132,14 +132,14 @@ def test_parts_of_a_batch_share_one_goal():
     inner = _InnerSteps(model, WeightSpace(model.network), 2, RATE)
     method, losses = EraseDiff(substitute="next"), []
     for part in range(2):
-        task, draws = draws_of("ddpm", inner, part=part, parts=2)
-        losses.append(method.loss(model, model, task, draws))
-    task, draws = draws_of("ddpm", inner, index=0)
-    whole = method.loss(model, model, task, draws)
+        task, batches = batches_of("ddpm", inner, part=part, parts=2)
+        losses.append(method.loss(model, model, task, batches))
+    task, batches = batches_of("ddpm", inner, index=0)
+    whole = method.loss(model, model, task, batches)
     assert float(losses[0]["loss"] + losses[1]["loss"]) / 2 == pytest.approx(float(whole["loss"]), rel=1e-5)
-    task, draws = draws_of("ddpm", inner, index=1)
-    other = method.loss(model, model, task, draws)
-    assert inner._known["best"] == (1, pytest.approx(float(other["forget"] - other["gap"]), rel=1e-5))
+    task, batches = batches_of("ddpm", inner, index=1)
+    other = method.loss(model, model, task, batches)
+    assert inner._known["least"] == (1, pytest.approx(float(other["forget"] - other["gap"]), rel=1e-5))
 
 
 def test_refusals():
@@ -147,6 +147,6 @@ def test_refusals():
     for bad in ({"penalty": -1.0}, {"inner_steps": -1}, {"substitute": "3"}, {"substitute": "anchor"}):
         with pytest.raises(OptionError):
             EraseDiff(**bad).check(task)
-    with pytest.raises(NotApplicableError, match="draws nothing"):
+    with pytest.raises(NotApplicableError, match="predicts no noise"):
         EraseDiff().check_model(tiny("classifier"))
     EraseDiff(substitute="random").check_model(tiny("classifier"))

@@ -146,7 +146,7 @@ def test_each_variant_moves_its_tensors(preset):
 
 @pytest.mark.parametrize("name", ["esd", "lora_esd"])
 def test_what_is_refused(name):
-    for kind, words in (("ddpm-unconditional", "has no null class"), ("classifier", "needs a diffusion model")):
+    for kind, words in (("ddpm-unconditional", "has no null class"), ("classifier", "use a diffusion model")):
         with pytest.raises(NotApplicableError, match=words):
             method(name).check_model(tiny(kind))
     with pytest.raises(OptionError, match="`sampling_steps` 2000 is more than 1000"):

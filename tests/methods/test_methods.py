@@ -191,8 +191,8 @@ def test_salun_is_its_formula(digits, task):
     student, teacher = tiny("ddpm"), tiny("ddpm", seed=9)
     losses = method("salun", alpha=0.3, relabel="five").loss(student, teacher, task, draws_of(digits, task))
     again = draws_of(digits, task)
-    forget = student.examples(again.forget, again.generator)
-    retain = student.examples(again.retain, again.generator, condition_drop=True)
+    forget = student.examples(again.forget_batch, again.generator)
+    retain = student.examples(again.retain_batch, again.generator, condition_drop=True)
     with torch.no_grad():
         target = teacher.network(*forget.inputs[:2], class_labels=torch.full((8,), 5)).sample
         first = (student.network(*forget.inputs[:2], class_labels=torch.full((8,), 3)).sample - target).square().mean()
@@ -207,7 +207,7 @@ def test_salun_is_its_formula(digits, task):
 def test_salun_on_a_classifier_is_cross_entropy_with_the_other_label(classifier, digits, task):
     draws = draws_of(digits, task)
     losses = method("salun", alpha=0.0, relabel="7").loss(classifier, classifier.frozen(), task, draws)
-    logits = classifier.network(draws.forget.images).logits
+    logits = classifier.network(draws.forget_batch.images).logits
     expected = torch.nn.functional.cross_entropy(logits, torch.full((8,), 7))
     assert float(losses["loss"]) == pytest.approx(float(expected), rel=1e-5)
 
@@ -223,9 +223,9 @@ def test_the_other_label():
     assert other_labels("a", torch.tensor([1, 2]), task, generator).tolist() == [0, 0]
     with pytest.raises(OptionError):
         other_labels("z", labels, task, generator)
-    with pytest.raises(OptionError, match="`relabel` b is itself to be forgotten"):
+    with pytest.raises(OptionError, match="`relabel` b is itself to be erased"):
         other_labels("b", labels, task, generator)
-    with pytest.raises(OptionError, match="`substitute` d is itself forgotten"):  # an earlier run took it away
+    with pytest.raises(OptionError, match="`substitute` d is itself already erased"):
         other_labels("d", labels, Task(tuple("abcd"), (1, 2), (3,)), generator, "--substitute")
 
 
@@ -234,13 +234,13 @@ def test_gradient_ascent_and_finetune_are_their_formulas(ddpm, digits, task):
         ascent = method("gradient_ascent", alpha=0.5).loss(ddpm, ddpm, task, draws_of(digits, task))
         alone = method("gradient_ascent").loss(ddpm, ddpm, task, draws_of(digits, task))
         draws = draws_of(digits, task)
-        forget = ddpm.per_sample_loss(ddpm.examples(draws.forget, draws.generator)).mean()
-        retain = ddpm.per_sample_loss(ddpm.examples(draws.retain, draws.generator, condition_drop=True)).mean()
+        forget = ddpm.per_sample_loss(ddpm.examples(draws.forget_batch, draws.generator)).mean()
+        retain = ddpm.per_sample_loss(ddpm.examples(draws.retain_batch, draws.generator, condition_drop=True)).mean()
         assert float(ascent["loss"]) == pytest.approx(float(0.5 * retain - forget), rel=1e-5)
         assert float(alone["loss"]) == pytest.approx(-float(forget), rel=1e-5)
         tuned = method("finetune").loss(ddpm, ddpm, task, draws_of(digits, task))
         draws = draws_of(digits, task)
-        assert float(tuned["loss"]) == pytest.approx(float(ddpm.loss(draws.retain, draws.generator)), rel=1e-5)
+        assert float(tuned["loss"]) == pytest.approx(float(ddpm.loss(draws.retain_batch, draws.generator)), rel=1e-5)
 
 
 def test_retrain_never_sees_what_it_forgets(digits, task):
@@ -268,8 +268,8 @@ def test_frozen_statistics_stay(classifier, digits, task):
 
 
 def test_epochs_become_steps(digits):
-    assert method("salun", epochs=2.0, batch_size=100).loop(1442).steps == 29
-    assert method("salun", steps=7).loop(1442).steps == 7
+    assert method("salun", epochs=2.0, batch_size=100).training_config(1442).steps == 29
+    assert method("salun", steps=7).training_config(1442).steps == 7
     for bad in ({"batch_size": 0}, {"batch_size": 8, "accumulate": 3}):
         with pytest.raises(OptionError):
             method("salun", **bad).erase(tiny("ddpm"), job(digits, Task.of_classes("3", digits.class_names)))

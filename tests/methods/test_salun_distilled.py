@@ -35,7 +35,7 @@ def test_the_retain_loss_is_zero_at_the_original_and_the_change_of_its_answers_e
     batch = Batches(dataset.of_classes(task.retain), 8, 0).at(0)
     examples = model.examples(batch, torch.Generator().manual_seed(1))
     method = registry.load("methods", "salun_distilled")()
-    kept = method.kept(examples, frozen)
+    kept = method.retain_targets(examples, frozen)
     assert kept.target.equal(frozen.prediction(examples.inputs)) and kept.inputs == examples.inputs
     assert not kept.target.requires_grad
 

@@ -12,7 +12,7 @@ from erasure.data import Batch, Batches
 from erasure.data.task import Task
 from erasure.methods.base import Job, StepBatches
 from erasure.methods.finetuning import selective_amnesia
-from erasure.methods.finetuning.selective_amnesia import SelectiveAmnesia, _Held
+from erasure.methods.finetuning.selective_amnesia import SelectiveAmnesia, _Consolidation
 from erasure.saliency.mask import Mask
 from erasure.training.curvature import WeightSpace, diagonal_fisher
 from erasure.training.loop import Step
@@ -57,7 +57,7 @@ def test_the_fisher_matrix_is_the_mean_squared_gradient_of_single_samples(kind):
 def test_the_loss_is_its_formula():
     model, job = tiny("ddpm"), job_of("ddpm")
     method = SelectiveAmnesia(**SMALL, gamma=0.7, penalty=3.0)
-    held = _Held(method, model, job)
+    held = _Consolidation(method, model, job)
     weights = diagonal_fisher(model, WeightSpace(model.network), job.retain, 0, 5)
     start = torch.nn.utils.parameters_to_vector(model.network.parameters()).detach()
     with torch.no_grad():
@@ -65,10 +65,10 @@ def test_the_loss_is_its_formula():
             parameter.add_(0.01)
         found = method.loss(model, model, job.task, draws_of(job, held))
         again = draws_of(job)
-        labels = again.asked(job.task, 8)
+        labels = again.forget_labels(job.task, 8)
         noise = torch.rand((8, *model.image_shape), generator=again.generator) * 2 - 1
         shown = model.examples(Batch(noise, labels), again.generator)
-        kept = model.examples(again.retain, again.generator, condition_drop=True)
+        kept = model.examples(again.retain_batch, again.generator, condition_drop=True)
         moved = torch.nn.utils.parameters_to_vector(model.network.parameters()) - start
         distance = (weights * moved.square()).sum() / 2 * noise[0].numel()
         expected = model.per_sample_loss(shown).mean() + 0.7 * model.per_sample_loss(kept).mean() + 3.0 * distance
@@ -80,7 +80,7 @@ def test_the_loss_is_its_formula():
 def test_the_penalty_is_that_of_losses_that_are_sums():
     """With S = d M, the paper's objective in S is d times ours in M: its F is d^2 times ours."""
     model, job = tiny("ddpm"), job_of("ddpm")
-    held = _Held(SelectiveAmnesia(**SMALL), model, job)
+    held = _Consolidation(SelectiveAmnesia(**SMALL), model, job)
     with torch.no_grad():
         for parameter in model.network.parameters():
             parameter.add_(0.01)
@@ -93,7 +93,7 @@ def test_a_large_penalty_holds_the_weights_that_matter():
     moved = []
     for penalty in (0.0, 1e4):
         model, job = tiny("ddpm"), job_of("ddpm")
-        held = _Held(SelectiveAmnesia(**SMALL), model, job)
+        held = _Consolidation(SelectiveAmnesia(**SMALL), model, job)
         options = {**SMALL, "steps": 20, "learning_rate": 1e-3, "penalty": penalty, "replay": "data", "clip_norm": 0.0}
         SelectiveAmnesia(**options).erase(model, job)
         moved.append(float(held.distance().detach()))
@@ -113,7 +113,7 @@ def test_what_is_made_before_the_loop_is_the_originals_and_counts(monkeypatch):
         return wrapped
 
     monkeypatch.setattr(selective_amnesia, "diagonal_fisher", slow(diagonal_fisher))
-    monkeypatch.setattr(SelectiveAmnesia, "_drawn", slow(SelectiveAmnesia._drawn))
+    monkeypatch.setattr(SelectiveAmnesia, "_replayed", slow(SelectiveAmnesia._replayed))
     outcome = SelectiveAmnesia(**SMALL).erase(model, job)
     assert seen == [(original, False)] * 2
     assert outcome.seconds - sum(record["seconds"] for record in outcome.records) >= 1
@@ -122,7 +122,7 @@ def test_what_is_made_before_the_loop_is_the_originals_and_counts(monkeypatch):
 def test_text_models_learn_the_anchors_images_under_the_concept():
     model, job = tiny("sd1"), job_of("sd1")
     method = SelectiveAmnesia(**SMALL)
-    shown = method._surrogates(model, job.task, draws_of(job, _Held(method, model, job)))
+    shown = method._surrogates(model, job.task, draws_of(job, _Consolidation(method, model, job)))
     known = {
         tuple(sample.flatten().tolist()): int(label)
         for sample, label in zip(job.retain.samples(np.arange(len(job.retain))), job.retain.labels, strict=True)
@@ -138,24 +138,24 @@ def test_what_has_no_images_of_its_anchor_is_told_and_takes_all(monkeypatch):
     model = tiny("sd1")
     job = job_of("sd1")
     few = Job(job.task, job.forget, job.retain.of_classes((3, 4)))
-    held = _Held(SelectiveAmnesia(**SMALL), model, few)
+    held = _Consolidation(SelectiveAmnesia(**SMALL), model, few)
     assert len(held.places[0]) == len(few.retain) > len(held.places[1])
-    assert len(told) == 1 and "no image shows the anchor of 'a cat'" in told[0]
+    assert len(told) == 1 and "no retain image shows the anchor of 'a cat'" in told[0]
 
 
 def test_replayed_images_are_the_originals_and_of_what_is_kept():
     model, job = tiny("ddpm"), job_of("ddpm")
     method = SelectiveAmnesia(**SMALL)
-    first, second = (method._drawn(model, job) for _ in range(2))
+    first, second = (method._replayed(model, job) for _ in range(2))
     assert len(first) == 16 and set(first.labels.tolist()) <= set(job.task.retain)
     assert np.array_equal(first.images, second.images)
-    other = SelectiveAmnesia(**{**SMALL, "batch_size": 5})._drawn(model, job)
+    other = SelectiveAmnesia(**{**SMALL, "batch_size": 5})._replayed(model, job)
     assert np.abs(other.images.astype(int) - first.images).max() <= 1  # whatever batch each is made in
 
 
 @pytest.mark.parametrize("kind", ["classifier", "ddpm-unconditional"])
 def test_what_cannot_be_asked_is_refused(kind):
-    with pytest.raises(NotApplicableError, match="cannot be asked"):
+    with pytest.raises(NotApplicableError, match="is not one"):
         SelectiveAmnesia().check_model(tiny(kind))
 
 

@@ -19,8 +19,8 @@ class Exact(Classifier):
     def prepared(self, images: Tensor) -> Tensor:
         return super().prepared(images).double()
 
-    def distance(self, answer: Tensor, target: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(answer, target, reduction="none")
+    def criterion(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(prediction, target, reduction="none")
 
 
 def part(dataset: Dataset, rows: np.ndarray) -> Dataset:

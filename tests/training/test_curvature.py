@@ -57,7 +57,7 @@ def test_conjugate_gradients_equal_the_explicit_solve(fitted):
 @pytest.mark.parametrize("held", [True, False])
 def test_woodfisher_equals_the_explicit_inverse(fitted, held, monkeypatch):
     losses, gradients, _ = fitted
-    monkeypatch.setattr(curvature, "HELD_BYTES", 1 << 30 if held else 0)
+    monkeypatch.setattr(curvature, "KEPT_BYTES", 1 << 30 if held else 0)
     fisher, v = DECAY * EYE + gradients.T @ gradients / 200, drawn(650)
     found = solve(damped_fisher(losses, DECAY), v, 2000, 1e-11)
     torch.testing.assert_close(found, torch.linalg.inv(fisher) @ v, rtol=1e-6, atol=1e-7)

@@ -155,7 +155,7 @@ def test_only_where_nothing_needs_all_gradients(monkeypatch):
     assert fused().in_backward
     for change in ({"clip_norm": 1.0}, {"lean_optimizer": False}, {"accumulate": 2}, {"clip_before_mask": True}):
         assert not settings(**{"clip_norm": 0.0, "lean_optimizer": True, **change}).in_backward
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("erasure.training.loop.num_processes", lambda: 2)
     assert not settings(clip_norm=0.0, lean_optimizer=True).in_backward
 
 
@@ -167,18 +167,18 @@ def test_one_gradient_is_held_and_the_estimate_says_so(digits, task, monkeypatch
     _, known = live_bytes(set())
     known -= {parameter.untyped_storage().data_ptr() for parameter in model.network.parameters()}
     teachers, gradients, held = [], [], []
-    step_on_loan, norm = masked_parameters._step_on_loan, torch.linalg.vector_norm
+    step_with_values, norm = masked_parameters._SplitTensor.step_with_values, torch.linalg.vector_norm
 
-    def counting(optimizer, compact, parameter, where):
+    def counting(split, optimizer):
         others = [p.grad for p in model.network.parameters() if p.grad is not None]
-        gradients.append([4 * tensor.numel() for tensor in (*others, compact.grad)])
-        step_on_loan(optimizer, compact, parameter, where)
+        gradients.append([4 * tensor.numel() for tensor in (*others, split.compact.grad)])
+        step_with_values(split, optimizer)
 
     def at_the_end(*arguments):
         held.append(live_bytes(known)[0])
         return norm(*arguments)
 
-    monkeypatch.setattr(masked_parameters, "_step_on_loan", counting)
+    monkeypatch.setattr(masked_parameters._SplitTensor, "step_with_values", counting)
     monkeypatch.setattr(torch.linalg, "vector_norm", at_the_end)
     salun = registry.load("methods", "salun")
     original = salun._original

@@ -6,10 +6,12 @@ from torch import nn
 
 from erasure.core.errors import DivergedError, MaskError, OptionError, RunError
 from erasure.core.run_dir import read_log
+from erasure.formats.bits import packed
 from erasure.formats.safetensors_io import read_tensors
 from erasure.saliency.mask import Mask
 from erasure.training.loop import TrainingConfig, minimize
-from erasure.training.masked_parameters import MaskedParameters, opened, packed, put, taken
+from erasure.training.masked_parameters import MaskedParameters
+from erasure.training.weight_positions import indexable, values_at, write_at
 
 OPTIMISERS = [("sgd", 0.0), ("sgd", 0.1), ("adam", 0.0), ("adam", 0.1), ("adamw", 0.1)]
 
@@ -43,7 +45,7 @@ def settings(**changes):
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize(("optimizer", "decay"), OPTIMISERS)
 def test_held_weights_keep_every_bit(optimizer, decay, listed, monkeypatch):
-    monkeypatch.setattr("erasure.training.masked_parameters.LISTED", 1 << 25 if listed else 0)
+    monkeypatch.setattr("erasure.training.masked_parameters.MAX_INDEXED", 1 << 25 if listed else 0)
     net = network()
     net[0].bias.data[0] = -0.0
     mask, before = half(net), {n: p.detach().clone() for n, p in net.named_parameters()}
@@ -105,7 +107,7 @@ def test_tensors_without_free_weights_ask_for_no_gradient():
     assert sum(p.numel() for p in free.parameters) == 18
     free.release()
     assert all(p.requires_grad for p in net.parameters())
-    with pytest.raises(OptionError, match="no weight may move"):
+    with pytest.raises(OptionError, match="no weight is trainable"):
         MaskedParameters(net, Mask({n: torch.zeros(p.shape, dtype=torch.bool) for n, p in net.named_parameters()}))
 
 
@@ -158,10 +160,10 @@ def test_no_gradient_is_left_in_the_network_and_no_hook(dense):
     net = network()
     mask = every_other(net)
     mask.tensors["0.bias"].zero_()
-    free = MaskedParameters(net, mask, norm_over_all=dense)
+    free = MaskedParameters(net, mask, clip_before_mask=dense)
     net(torch.randn(3, 4)).sum().backward()
     assert sum(p.grad is not None for p in net.parameters()) == (4 if dense else 0)
-    free.collect()
+    free.clip(math.inf)
     assert all(p.grad is None for p in net.parameters()) and all(p.grad is not None for p in free.parameters)
     free.release()
     net(torch.randn(3, 4)).sum().backward()
@@ -249,15 +251,15 @@ def test_packed_bits_say_what_booleans_say(shape):
     selected.view(-1)[0] = True
     bits, tensor = packed(selected), torch.randn(shape)
     assert bits.numel() == -(-selected.numel() // 8) and bits.dtype == torch.uint8
-    assert taken(tensor, bits).equal(tensor[selected])
+    assert values_at(tensor, bits).equal(tensor[selected])
     expected = tensor.clone()
     expected[selected] = 5.0
-    put(tensor, bits, torch.full((int(selected.sum()),), 5.0))
+    write_at(tensor, bits, torch.full((int(selected.sum()),), 5.0))
     assert tensor.equal(expected)
     if len(shape) == 4:
         other = torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor)
-        assert opened(bits, other).dtype == torch.bool and taken(other, bits).equal(tensor[selected])
-        put(other, bits, -taken(tensor, bits))
+        assert indexable(bits, other).dtype == torch.bool and values_at(other, bits).equal(tensor[selected])
+        write_at(other, bits, -values_at(tensor, bits))
         assert other[selected].equal(-tensor[selected]) and other[~selected].equal(tensor[~selected])
 
 

@@ -118,7 +118,7 @@ def live_bytes(known):
 )
 def test_the_estimate_is_what_is_held(options, optimizer, listed, digits, task, monkeypatch):
     """All tensors that are alive at the end of the second step's backward pass are counted."""
-    monkeypatch.setattr("erasure.training.masked_parameters.LISTED", 1 << 25 if listed else 0)
+    monkeypatch.setattr("erasure.training.masked_parameters.MAX_INDEXED", 1 << 25 if listed else 0)
     model = tiny("ddpm")
     mask = random_mask(model, 0.3)
     job = Job(task, digits.of_classes(task.forget), digits.of_classes(task.retain), mask)
@@ -129,7 +129,7 @@ def test_the_estimate_is_what_is_held(options, optimizer, listed, digits, task, 
     known -= {tensor.untyped_storage().data_ptr() for tensor in mask.tensors.values()}
     told, seen = [], []
     monkeypatch.setattr("erasure.methods.base.described", lambda parts: told.append(parts) or "")
-    monkeypatch.setattr("erasure.methods.base.WORTH_TELLING", 0)
+    monkeypatch.setattr("erasure.methods.base.LARGE", 0)
     clip = nn.utils.clip_grad_norm_
 
     def counting(*arguments):
@@ -287,11 +287,14 @@ def test_a_network_without_the_kind_of_weights_is_refused(ddpm, classifier, digi
 
 def test_what_is_not_given_follows_memory():
     salun = registry.load("methods", "salun")
-    assert (salun().loop(1).precision, salun().loop(1).lean_optimizer) == ("float32", False)
-    assert (salun(memory="low").loop(1).precision, salun(memory="low").loop(1).lean_optimizer) == ("bf16", True)
-    given = salun(memory="low", precision="float32", lean_optimizer=False).loop(1)
+    assert (salun().training_config(1).precision, salun().training_config(1).lean_optimizer) == ("float32", False)
+    assert (
+        salun(memory="low").training_config(1).precision,
+        salun(memory="low").training_config(1).lean_optimizer,
+    ) == ("bf16", True)
+    given = salun(memory="low", precision="float32", lean_optimizer=False).training_config(1)
     assert (given.precision, given.lean_optimizer) == ("float32", False)
-    assert salun(precision="bf16").loop(1).precision == "bf16"
+    assert salun(precision="bf16").training_config(1).precision == "bf16"
 
 
 def test_eight_bits_need_their_library(monkeypatch):

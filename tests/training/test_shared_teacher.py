@@ -110,7 +110,7 @@ def test_a_failure_leaves_the_student_in_place(classifier, digits, at, monkeypat
     else:
         part, calls = teacher._parts[5], []
         monkeypatch.setattr(
-            "erasure.training.shared_teacher.put", interrupted_put(part, calls, 1 if at == "bring" else 2)
+            "erasure.training.shared_teacher.write_at", interrupted_put(part, calls, 1 if at == "bring" else 2)
         )
         with pytest.raises(KeyboardInterrupt):
             teacher(images)
@@ -124,15 +124,15 @@ def test_a_failure_leaves_the_student_in_place(classifier, digits, at, monkeypat
 
 
 def interrupted_put(part, calls, number):
-    from erasure.training.masked_parameters import put
+    from erasure.training.weight_positions import write_at
 
     def interrupted(tensor, where, values):
         if tensor.data_ptr() == part._tensor.data_ptr():
             calls.append(1)
             if len(calls) == number:
-                put(tensor, where, torch.where(torch.rand(values.shape) < 0.5, values, 7.0))  # half written
+                write_at(tensor, where, torch.where(torch.rand(values.shape) < 0.5, values, 7.0))  # half written
                 raise KeyboardInterrupt
-        put(tensor, where, values)
+        write_at(tensor, where, values)
 
     return interrupted
 

@@ -10,7 +10,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from erasure.methods.cross_attention.token_spans import need_cross_attention
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.training.attention_maps import cross_attentions
-from erasure.training.loop import TrainingResult
+from erasure.training.loop import Record, TrainingResult
 
 WORST = 1e12  # condition number above which a float64 solution keeps too few digits
 Edit = Callable[[Tensor], Tensor]  # from an original matrix (out, d) to the edited one, both in float64
@@ -67,7 +67,7 @@ class ClosedForm(Method):
         keys = keys_of(model, job.task, self.tokens)
         matrices = matrices_of(model.network, self.parts)
         originals = [matrix.detach().cpu().clone() for matrix in matrices.values()]
-        records: list[dict[str, Any]] = []
+        records: list[Record] = []
         log = Log(job.folder / "log.jsonl", []) if job.folder and is_main() else None
         try:
             for step, (edit, found) in enumerate(self.edits(originals, keys)):

@@ -23,8 +23,9 @@ anchors.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from erasure.core.errors import DivergedError, OptionError
 from erasure.core.rng import derive_seed
 from erasure.data import Batch, Batches
 from erasure.data.task import Task
-from erasure.methods.base import Job, Method
+from erasure.methods.base import Job, Method, Options
 from erasure.methods.cross_attention.closed_form import in_range, matrices_of, solved, write
 from erasure.methods.cross_attention.keys import keys_of
 from erasure.methods.cross_attention.token_spans import Concepts, need_cross_attention
@@ -53,7 +54,7 @@ class MACE(Method):
     reads: ClassVar[tuple[str, ...]] = ("forget",)
     no_mask: ClassVar[str] = "its matrices are solutions of systems, of which a part solves nothing"
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[Mapping[str, Options]] = {
         "object": {"learning_rate": 1e-5},
         "explicit": {"learning_rate": 1e-5, "steps": 120, "focus": False},
     }
@@ -128,7 +129,7 @@ class MACE(Method):
         images = Batches(job.forget, self.batch_size, derive_seed(job.seed, "forget"))
 
         def loss(step: Step) -> dict[str, Tensor]:
-            examples = self._noised(model, images.at(step.index), step.generator).part(step.part, step.parts)
+            examples = step.own(self._noised(model, images.at(step.index), step.generator))
             labels = examples.inputs[2]
             words, region = concepts.words[labels], None
             if self.region == "attention":

@@ -13,15 +13,16 @@ subject's last and all behind it, where the code revives the whole window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from erasure.core.errors import OptionError
 from erasure.data.task import Task
+from erasure.methods.base import Options
 from erasure.methods.cross_attention.closed_form import Edit, LeastSquares, in_range, shares_of, solved, squares, times
 from erasure.methods.cross_attention.keys import Keys
 
@@ -30,7 +31,7 @@ from erasure.methods.cross_attention.keys import Keys
 class RECE(LeastSquares):
     """One edit, and one more a round."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[Mapping[str, Options]] = {
         "nudity": {"rounds": 3, "alpha": 0.1},
         "unsafe": {"rounds": 2, "alpha": 0.1},
         "style": {"rounds": 1, "alpha": 1e-3},

@@ -13,12 +13,13 @@ its start token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
+from erasure.methods.base import Options
 from erasure.methods.cross_attention.closed_form import Edit, LeastSquares, shares_of, squares, times
 from erasure.methods.cross_attention.keys import Keys
 
@@ -27,7 +28,7 @@ from erasure.methods.cross_attention.keys import Keys
 class UCE(LeastSquares):
     """One edit of all matrices."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[Mapping[str, Options]] = {
         "new": {"tokens": "last", "ridge": 0.5, "erase_scale": 1.0, "preserve_scale": 1.0},
         "old": {"tokens": "rest", "ridge": 0.1, "erase_scale": 1.0, "preserve_scale": None},
     }

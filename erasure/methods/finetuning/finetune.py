@@ -1,17 +1,18 @@
-"""finetune: train on, on the retain set alone (Warnecke et al., 2021; the FT row of Fan et al., 2024).
+"""finetune: continue training on the retain set alone (Warnecke et al., 2021; the FT row of Fan et al., 2024).
 
-L = L(D_r). The weakest of the baselines: nothing in it speaks of the forget set.
+L = L(D_r). The weakest baseline: the loss does not use the forget set.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from erasure.data.task import Task
-from erasure.methods.base import RETAINING, GradientMethod, StepBatches
+from erasure.methods.base import FINETUNING, GradientMethod, Options, StepBatches
 from erasure.models import Model
 
 
@@ -19,10 +20,9 @@ from erasure.models import Model
 class Finetune(GradientMethod):
     """Training on the retain set."""
 
-    defaults_of: ClassVar[dict[str, dict[str, Any]]] = RETAINING
+    defaults_of: ClassVar[Mapping[str, Options]] = FINETUNING
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
-        """The loss the model was trained with, on retain images."""
-        retain = model.examples(draws.retain, draws.generator, condition_drop=True)
-        retain_loss = model.per_sample_loss(retain.part(draws.step.part, draws.step.parts)).mean()
+    def loss(self, model: Model, original: Model, task: Task, batches: StepBatches) -> dict[str, Tensor]:
+        """Return the loss the model was trained with, on retain images."""
+        retain_loss = model.per_sample_loss(batches.retain_examples(model)).mean()
         return {"loss": retain_loss, "retain": retain_loss}

@@ -1,7 +1,7 @@
 """retrain: train from new random weights on the retain set, the exact standard (Cao and Yang, 2015).
 
-The recipe is the one the model's `erasure.json` records; only its length can be set. A mask makes no sense here, since
-there are no original weights to hold.
+The recipe is the one that the model's `erasure.json` records; only the number of steps can be changed. A mask has no
+meaning, as no original weight is kept.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Retrain(Method):
     steps: Annotated[int, "optimiser steps; 0: as many as the model's own recipe"] = 0
 
     def check(self, task: Task) -> None:
-        """Its only option is in range."""
+        """Raise OptionError for a negative number of steps."""
         if self.steps < 0:
             raise OptionError(f"--steps {self.steps} must be at least 0")
 
     def check_model(self, model: Model) -> None:
-        """It records how it was trained."""
+        """Raise NotApplicableError for a model that does not record how it was trained."""
         if recipe_of(model.info) is None:
             raise NotApplicableError(
                 f"{model.source} records no training recipe (erasure.json) that can be repeated without some classes, "
@@ -40,7 +40,7 @@ class Retrain(Method):
             )
 
     def erase(self, model: Model, job: Job) -> TrainingResult:
-        """Replace every weight by one that has never seen the forget set."""
+        """Train new random weights on the retain set, in place of the original ones."""
         self.check_model(model)
         recipe = recipe_of(model.info)
         assert recipe is not None

@@ -9,11 +9,13 @@ in diffusers. Class-conditional models are our extension: the classes take the p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from erasure.core.errors import OptionError
 from erasure.data.task import Task
+from erasure.methods.base import Options
 from erasure.methods.guidance.inference_time import Steered
 from erasure.models.guidance import Steering
 
@@ -22,7 +24,7 @@ from erasure.models.guidance import Steering
 class SLD(Steered):
     """Safety guidance with warm-up, threshold and momentum."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[Mapping[str, Options]] = {
         "weak": {"scale": 200.0, "threshold": 0.0, "momentum": 0.0, "decay": 0.0, "warmup": 15},
         "medium": {"scale": 1000.0, "threshold": 0.01, "momentum": 0.3, "decay": 0.4, "warmup": 10},
         "strong": {"scale": 2000.0, "threshold": 0.025, "momentum": 0.5, "decay": 0.7, "warmup": 7},

@@ -1,9 +1,10 @@
-"""Relabelling, the loss that SalUn and random_label share (Fan et al., 2024, eq. 5 and 6)."""
+"""Relabelling: the loss that SalUn and random_label share (Fan et al., 2024, eq. 5 and 6)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,11 +12,11 @@ from torch import Tensor
 from erasure.core.errors import OptionError
 from erasure.data import Batch
 from erasure.data.task import Task, class_index
-from erasure.methods.base import CLASSIFIER, DISTILLED, LATENT, GradientMethod, StepBatches
+from erasure.methods.base import CLASSIFIER, FLUX, STABLE_DIFFUSION, GradientMethod, Options, StepBatches
 from erasure.models import Examples, Model
 
 # The class recipe of the paper for Stable Diffusion; the presets of salun name it, and the one for nudity.
-CLASS_RECIPE: dict[str, Any] = {**LATENT, "relabel": "anchor", "alpha": 0.5}
+CLASS_RECIPE: Options = {**STABLE_DIFFUSION, "relabel": "anchor", "alpha": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,70 +24,77 @@ class Relabeling(GradientMethod):
     """L = mean |f(x_f) - f_0(x_f under another label)|^2 + alpha * L(D_r); for classifiers the other label itself."""
 
     needs_original: ClassVar[bool] = True
-    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
+    defaults_of: ClassVar[Mapping[str, Options]] = {
         "classifier": {**CLASSIFIER, "learning_rate": 0.013, "epochs": 10.0, "batch_size": 256},
         "stable_diffusion": CLASS_RECIPE,
         "sdxl": CLASS_RECIPE,
         "sd3": CLASS_RECIPE,
-        "flux": {**CLASS_RECIPE, **DISTILLED},
+        "flux": {**CLASS_RECIPE, **FLUX},
     }
 
     alpha: Annotated[
-        float, "weight of the retain loss; both are means, so the official 1e-3 on a sum is 3.07 at 32 x 32 x 3"
+        float, "weight of the retain loss; both losses are means, so the official 1e-3 of a sum is 3.07 at 32 x 32 x 3"
     ] = 1.0
     relabel: Annotated[
         str,
-        "the other label: random (a new retained class each time), next, anchor (of a prompt), or a class; of single "
-        "samples, any class but their own",
+        "the other label: random (a retained class drawn for each image), next, anchor (of a prompt), or a class; of "
+        "single samples, any class but their own",
     ] = "random"
-    teacher: Annotated[Literal["original", "current"], "whose answer under the other label is the target"] = "original"
+    teacher: Annotated[Literal["original", "current"], "who predicts the target under the other label"] = "original"
     retain_reduction: Annotated[Literal["mean", "sum"], "sum: the retain loss is summed over pixels (official)"] = (
         "mean"
     )
-    forget_condition_drop: Annotated[bool, "drop labels in the forget pass too (official)"] = False
-    clip_before_mask: Annotated[bool, "take the gradient's norm before the mask (official)"] = False
+    forget_condition_drop: Annotated[bool, "drop labels of forget images too (official)"] = False
+    clip_before_mask: Annotated[bool, "clip gradients before the mask is applied (official)"] = False
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
-        """One forward of the teacher without graph, one joint forward for forget and retain."""
-        part, parts = draws.step.part, draws.step.parts
-        forget = model.examples(draws.forget, draws.generator, condition_drop=self.forget_condition_drop)
-        anchor = self.anchor(model, task, draws)
-        retain = model.examples(draws.retain, draws.generator, condition_drop=True).part(part, parts)
-        forget, anchor = forget.part(part, parts), Batch(*(value[part::parts] for value in anchor))
-        teacher = frozen if self.teacher == "original" else model
-        forget, retain = model.relabeled(forget, anchor, teacher), self.kept(retain, frozen)
-        errors = model.per_sample_loss(Examples.joined(forget, retain))
-        forget_loss, retain_loss = errors[: len(forget.weight)].mean(), errors[len(forget.weight) :].mean()
+    def loss(self, model: Model, original: Model, task: Task, batches: StepBatches) -> dict[str, Tensor]:
+        """Return the loss on relabelled forget images plus alpha times the retain loss, from one joint forward pass."""
+        forget = batches.forget_examples(model, condition_drop=self.forget_condition_drop)
+        anchor = batches.own(self.anchor(model, task, batches))
+        retain = batches.retain_examples(model)
+        forget = model.relabeled(forget, anchor, original if self.teacher == "original" else model)
+        forget_loss, retain_loss = batches.losses(model, forget, self.retain_targets(retain, original))
         scale = float(retain.target[0].numel()) if self.retain_reduction == "sum" else 1.0
         return {"loss": forget_loss + self.alpha * scale * retain_loss, "forget": forget_loss, "retain": retain_loss}
 
-    def kept(self, retain: Examples, frozen: Model) -> Examples:
-        """The retain examples with the answers they are trained towards; here those of the data."""
+    def retain_targets(self, retain: Examples, original: Model) -> Examples:
+        """The retain examples with the targets they are trained towards; here those of the data."""
         return retain
 
     def check(self, task: Task) -> None:
-        """The other label is one that is kept."""
+        """Also raise OptionError unless the other label is a retained one."""
         super().check(task)
         other_labels(self.relabel, torch.tensor(task.forget, dtype=torch.int64), task, torch.Generator())
 
-    def anchor(self, model: Model, task: Task, draws: StepBatches) -> Batch:
-        """For each forget image, another label, and a retain image for networks that know no labels."""
-        count = len(draws.forget.labels)
-        images = draws.retain.images[torch.arange(count) % len(draws.retain.images)]
-        labels = other_labels(self.relabel, draws.forget.labels, task, draws.generator)
+    def anchor(self, model: Model, task: Task, batches: StepBatches) -> Batch:
+        """For each forget image of the whole batch another label, and a retain image for networks without labels."""
+        count = len(batches.forget_batch.labels)
+        images = batches.retain_batch.images[torch.arange(count) % len(batches.retain_batch.images)]
+        labels = other_labels(self.relabel, batches.forget_batch.labels, task, batches.generator)
         if self.forget_condition_drop:
-            labels = model.with_dropped_condition(labels, draws.generator)
+            labels = model.with_dropped_condition(labels, batches.generator)
         return Batch(images, labels)
 
 
 def other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generator, flag: str = "--relabel") -> Tensor:
-    """For each of `labels` (b,), all to be forgotten, the label that `rule`, given with `flag`, puts in its place."""
+    """For each of `labels` (b,), all to forget, the label that `rule` puts in its place.
+
+    Args:
+        rule: random, next, anchor, or the name or index of a class.
+        labels: Labels of forget samples, (b,).
+        task: What to forget and what to keep.
+        generator: Random numbers of the rule random.
+        flag: The option that gave `rule`, for messages.
+
+    Raises:
+        OptionError: The rule does not fit the task, or names a class that is not retained.
+    """
     if task.samples:
         return _other_than_own(rule, labels, task, generator, flag)
     retain = torch.tensor(task.retain)
     if rule == "anchor":
         if not task.anchors:
-            raise OptionError(f"{flag} anchor needs anchors: this task has classes, so give random, next or a class")
+            raise OptionError(f"{flag} anchor needs anchors, and this task has classes: give random, next or a class")
         return torch.tensor([task.anchors[task.forget.index(int(label))] for label in labels])
     if rule == "random":
         return retain[torch.randint(0, len(retain), labels.shape, generator=generator)]
@@ -98,18 +106,18 @@ def other_labels(rule: str, labels: Tensor, task: Task, generator: torch.Generat
         return torch.tensor([following[int(label)] for label in labels])
     chosen = class_index(rule, task.class_names)
     if chosen not in (*task.retain, *task.anchors):
-        how = "to be forgotten" if chosen in task.forget else "forgotten"
-        raise OptionError(f"{flag} {rule} is itself {how}: give a class that is kept, random or next")
+        why = "to be erased" if chosen in task.forget else "already erased"
+        raise OptionError(f"{flag} {rule} is itself {why}: give a retained class, random or next")
     return torch.full_like(labels, chosen)
 
 
 def _other_than_own(rule: str, labels: Tensor, task: Task, generator: torch.Generator, flag: str) -> Tensor:
-    """For single samples: another label than each one's own, uniform over the classes that are kept, or the next."""
+    """For single samples: another label than each one's own, uniform over the retained classes, or the next of them."""
     if rule not in ("random", "next"):
-        raise OptionError(f"{flag} {rule} is for whole classes: single samples are of many, so give random or next")
+        raise OptionError(f"{flag} {rule} is for whole classes: for single samples give random or next")
     others = [[c for c in task.retain if c != own] for own in range(len(task.class_names))]
     if not all(others):
-        raise OptionError("relabelling needs a second class that is kept, this data has one")
+        raise OptionError("relabelling needs a second retained class, but this data has one")
     if rule == "next":
         following = [next((c for c in group if c > own), group[0]) for own, group in enumerate(others)]
         return torch.tensor(following)[labels]

@@ -1,16 +1,16 @@
 """boundary_expand: give the forget samples a class of their own, then drop it (Chen et al., 2023).
 
 The last layer gets one more row, class C + 1, with new random weights; L = cross-entropy of f(x_f) with C + 1; then
-that row goes, and what is left of the network is the result. https://arxiv.org/abs/2303.11570, section 3.4. Ten epochs
-of the forget set; the learning rate is searched in 1e-6 to 1e-4. A mask holds what it holds; the new row is free.
+that row is removed, and the rest of the network is the result. https://arxiv.org/abs/2303.11570, section 3.4. Ten
+epochs of the forget set; the learning rate is searched in 1e-6 to 1e-4. With a mask the new row is trainable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +18,22 @@ from torch import Tensor, nn
 from erasure.core.errors import NotApplicableError
 from erasure.core.rng import derive_seed
 from erasure.data.task import Task
-from erasure.methods.base import CLASSIFIER, GradientMethod, Job, StepBatches
+from erasure.methods.base import CLASSIFIER, GradientMethod, Job, Options, StepBatches, TrainingSetup
 from erasure.models import Model
 from erasure.models.classifier import Classifier
 from erasure.saliency.mask import Mask
-from erasure.training.loop import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoundaryExpand(GradientMethod):
-    """Training the forget set into a class that is dropped."""
+    """Training the forget set into a class that is then removed."""
 
-    defaults_of: ClassVar[dict[str, dict[str, Any]]] = {
+    defaults_of: ClassVar[Mapping[str, Options]] = {
         "classifier": {**CLASSIFIER, "learning_rate": 1e-5, "epochs": 10.0, "epochs_of": "forget", "batch_size": 256}
     }
 
     def check_model(self, model: Model) -> None:
-        """It is a classifier of one answer an image."""
+        """Raise NotApplicableError for anything but a classifier that gives each image one class."""
         super().check_model(model)
         if not isinstance(model, Classifier) or model.aspects:
             raise NotApplicableError(
@@ -42,17 +41,17 @@ class BoundaryExpand(GradientMethod):
                 "give one class an image: use random_label or salun"
             )
 
-    def erase(self, model: Model, job: Job) -> TrainingResult:
-        """Minimise the loss with one row more; the network ends with the layers it had."""
-        self.check_model(model)
+    @contextmanager
+    def prepared(self, model: Model, job: Job) -> Iterator[TrainingSetup]:
+        """Add the row while the loop runs; afterwards the network has its own layers again."""
         assert isinstance(model, Classifier)
         name = next(name for name, module in model.network.named_modules() if module is model.head)
         with one_row_more(model.network, name, derive_seed(job.seed, "row")):
-            return super().erase(model, replace(job, mask=_widened(job.mask, name)))
+            yield TrainingSetup(replace(job, mask=_with_row(job.mask, name)))
 
-    def loss(self, model: Model, frozen: Model, task: Task, draws: StepBatches) -> dict[str, Tensor]:
-        """Cross-entropy of forget samples with the class that was added."""
-        examples = model.examples(draws.forget, draws.generator).part(draws.step.part, draws.step.parts)
+    def loss(self, model: Model, original: Model, task: Task, batches: StepBatches) -> dict[str, Tensor]:
+        """Return the cross-entropy of forget samples with the added class."""
+        examples = batches.forget_examples(model)
         target = torch.full_like(examples.target, len(model.class_names))
         loss = model.per_sample_loss(examples._replace(target=target)).mean()
         return {"loss": loss}
@@ -60,7 +59,7 @@ class BoundaryExpand(GradientMethod):
 
 @contextmanager
 def one_row_more(network: nn.Module, name: str, seed: int) -> Iterator[None]:
-    """The linear layer `name` with a random row at its end; when the block is left it has lost that row alone."""
+    """Give the linear layer `name` a random last row; when the block is left, the row alone is removed."""
     parent, _, own = name.rpartition(".")
     module = network.get_submodule(parent)
     layer = network.get_submodule(name)
@@ -83,8 +82,8 @@ def one_row_more(network: nn.Module, name: str, seed: int) -> Iterator[None]:
         setattr(module, own, layer)
 
 
-def _widened(mask: Mask | None, name: str) -> Mask | None:
-    """`mask` for the network with the row, which is free."""
+def _with_row(mask: Mask | None, name: str) -> Mask | None:
+    """`mask` for the network with the added row, which is trainable."""
     if mask is None:
         return None
     tensors = dict(mask.tensors)

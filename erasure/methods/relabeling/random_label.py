@@ -1,6 +1,6 @@
 """random_label: SalUn's loss without a mask (Golatkar et al., 2020; the RL row of Fan et al., 2024).
 
-The loss is the one of `salun` and so are the defaults; `--mask` still takes any mask.
+Loss and defaults are those of `salun`; `--mask` takes any mask.
 """
 
 from __future__ import annotations

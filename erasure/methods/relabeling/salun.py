@@ -4,7 +4,7 @@ theta_u = m * theta + (1 - m) * theta_0, with m the top half of |dL_f / dtheta| 
 (classifiers) and eq. 6 (diffusion models); https://arxiv.org/abs/2310.12508.
 
 We depart from the official code where it departs from the paper: the teacher is the frozen original in evaluation mode,
-the other label is drawn anew for each image, both losses are means, and gradients are masked before they are clipped.
+the other label is drawn for each image, both losses are means, and gradients are masked before they are clipped.
 `--preset official` sets all of this back (DDPM). On Stable Diffusion `--preset class` and `--preset nudity` are the
 paper's two recipes (Adam 1e-5, batch 8; alpha 0.5 over five epochs of the forget images, or 0.1
 over one), with the official mask: guidance 7.5 in its own convention, which is 8.5 in ours.
@@ -12,9 +12,11 @@ over one), with the official mask: guidance 7.5 in its own convention, which is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from erasure.methods.base import Options
 from erasure.methods.relabeling.base import CLASS_RECIPE, Relabeling
 
 
@@ -23,7 +25,7 @@ class SalUn(Relabeling):
     """Random-label unlearning under a saliency mask."""
 
     default_mask: ClassVar[str] = "saliency"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
+    presets: ClassVar[Mapping[str, Options]] = {
         "official": {
             "teacher": "current",
             "relabel": "next",
