@@ -1,4 +1,4 @@
-"""The TOML file of a benchmark, read and checked.
+"""Read and check the TOML file of a benchmark.
 
 family = "classifier"            # whose methods are compared: classifier, or diffusion
 data = "digits"                  # classifier: and data_dir, image_size, limit as for `erasure train`
@@ -7,8 +7,8 @@ seeds = [0, 1, 2]                # reported
 tuned_on = [7]                   # the seeds on which the options below were chosen
 
 [train]                          # classifier: options of `erasure train classifier`
-[evaluation]                     # diffusion: metrics, classifier, num_images, ... num_forgotten, num_unseen (see Plan)
-[training_images]                # diffusion: num_forget_images and so on
+[evaluation]                     # diffusion: metrics, classifier, num_images, ..., num_unseen (see plan.py)
+[training_images]                # diffusion: num_forget_images, ...
 [scenarios.NAME]                 # forget = "random:0.1"; train.OPTION for another original
                                  # diffusion: concept, or forget with anchor and retain; model, training_images.OPTION
 [scenarios.NAME.methods.ROW]     # options that differ here
@@ -95,7 +95,7 @@ def _rows(name: str, values: dict[str, Any], family: str, path: Path) -> list[Ro
     _need_name(name, "method", path)
     method = values.pop("method", name)
     if name == ORIGINAL or (family == CLASSIFIER and RETRAIN in (name, method)):
-        raise OptionError(f"{owner}: every table has the original and Retrain without being told")
+        raise OptionError(f"{owner}: every table has the original and Retrain: leave this row out")
     kind = registry.load("methods", method)
     known = [entry.name for entry in fields(kind)]
     masks = values.pop("masks", [])

@@ -1,8 +1,8 @@
-"""Search: which options each row of a benchmark gets, chosen by one rule on scenarios and seeds that are not reported.
+"""Search: choose the options of each row of a benchmark by one rule, on scenarios and seeds that are not reported.
 
-The candidates are those of [methods.ROW.search]; a row with several masks is searched under its first one, and all of
-them get what was chosen. Generators are tuned on the scenarios of [tuning], classifiers on the plan's own where it has
-none, both under the seeds `tuned_on`.
+The candidates are those of [methods.ROW.search]. A row with several masks is searched with its first one, and all masks
+get the chosen options. Generators are tuned on the scenarios of [tuning], classifiers on the plan's own if it has no
+[tuning], both with the seeds `tuned_on`.
 """
 
 from __future__ import annotations

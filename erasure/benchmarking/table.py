@@ -1,4 +1,4 @@
-"""The table of a benchmark: every row's means over seeds with intervals, its gap to Retrain, the paper's beside it."""
+"""The table of a benchmark: each row's means over seeds with intervals, its gap to Retrain, and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -146,9 +146,13 @@ def scenario_text(scenario: Table) -> str:
 
 
 def notes(plan: BenchmarkPlan, scenarios: Sequence[Table]) -> list[str]:
-    """What a reader of the table must know, and every cell that has no numbers."""
+    """What a reader of the table must know, and why some cells have no numbers."""
     tuned = f"; options were tuned on seed {', '.join(map(str, plan.tuned_on))}" if plan.tuned_on else ""
-    found = [f"Everything was cut to {plan.steps} steps: it runs, and its numbers mean nothing."] if plan.steps else []
+    found = (
+        [f"Everything was shortened to {plan.steps} steps to show that it runs: its numbers mean nothing."]
+        if plan.steps
+        else []
+    )
     if len(plan.seeds) > 1:
         found.append(f"Means over seeds {', '.join(map(str, plan.seeds))} with 95 % Student-t intervals{tuned}.")
     else:
@@ -171,7 +175,7 @@ def notes(plan: BenchmarkPlan, scenarios: Sequence[Table]) -> list[str]:
 
 
 def _reasons(row: TableRow) -> dict[str, list[str]]:
-    """The seeds without numbers, by why there are none."""
+    """The seeds without numbers, by the reason."""
     found: dict[str, list[str]] = {}
     for seed, reason in row["failed"].items():
         found.setdefault(reason, []).append(seed)
@@ -179,7 +183,7 @@ def _reasons(row: TableRow) -> dict[str, list[str]]:
 
 
 def _of_erasing(plan: BenchmarkPlan, scenarios: Sequence[Table]) -> str:
-    """What the columns are, and over how many judgements."""
+    """What the columns mean, and over how many labels of images."""
     counts: dict[str, set[int]] = {}
     for n in (row["n"] for scenario in scenarios for row in scenario["rows"][:1]):
         for name, count in n.items():
@@ -192,17 +196,17 @@ def _of_erasing(plan: BenchmarkPlan, scenarios: Sequence[Table]) -> str:
     )
     searched = "Options were searched on " + ", ".join(one.what for one in plan.tuning) + ". " if plan.tuning else ""
     return (
-        f"{searched}Judgements of images, all seeds together: {images}. {means}FD over few images is large for "
-        "every row, the original too: compare rows of one table. Seconds include the mask; peak MB is how far "
-        "memory rose while the method ran."
+        f"{searched}Labels of images, all seeds together: {images}. {means}FD over few images is large for "
+        "every row, the original too: compare rows of one table. Seconds include the mask; peak MB is how much "
+        "memory grew while the method ran."
     )
 
 
 def columns_of(scenario: Table) -> list[str]:
-    """The columns that have a number in any row, in their order; other metrics come last."""
+    """The columns with a number in any row, in the order of COLUMNS; other metrics come last."""
     measured = {name for row in scenario["rows"] for name in (*row["scores"], *row["published"])}
     for mean, parts in (("forgotten", FORGOTTEN), ("kept", KEPT)):
-        if len(measured & set(parts)) == 1:  # the mean of one says nothing new
+        if len(measured & set(parts)) == 1:  # the mean of one column is that column
             measured -= {mean}
     return [name for name in COLUMNS if name in measured] + sorted(measured - set(COLUMNS))
 

@@ -1,9 +1,9 @@
-"""Judges: who says what an image shows, by domain, and describes it by features.
+"""ImageLabeler: label what an image shows, by domain, and compute its features.
 
-A prompt is written down with what it should show as (domain, value) pairs, such as ("object", "church"); a domain that
-comes twice means two things in order. A judge is a classifier of ours, an image classifier of transformers, or a
-zero-shot CLIP (Radford et al., 2021), and answers in the words that were wanted: where its label is "church, church
-building" and "church" is wanted, it says "church".
+Prompts say what they should show as (domain, value) pairs, such as ("object", "church"); a domain that comes twice
+means two things in order. A labeler is a classifier of ours, an image classifier of transformers, or a zero-shot CLIP
+(Radford et al., 2021). It answers in the values of the prompts: where its own label is "church, church building" and a
+prompt shows "church", it says "church".
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from erasure.models import load_family
 from erasure.models.classifier import Classifier
 from erasure.models.info import read_info
 
-OBJECT = "object"  # the domain of a judge that knows only one, where nothing says otherwise
-NOTHING = "none"  # how an aspect's answer says that nothing is there
-FEWEST = 10  # with two labels, zero-shot CLIP calls everything one of them
-LISTED = 30  # an error lists this many answers; of more, only those that are near
+OBJECT = "object"  # the domain of a labeler that knows only one, unless the prompts name another
+NOTHING = "none"  # the label of an aspect where there is nothing
+FEWEST = 10  # with two values to choose from, zero-shot CLIP calls everything one of them
+LISTED = 30  # an error lists this many labels; of more, only the nearest
 PROMPTS = {"object": "a photo of a {}", "style": "a painting in the style of {}"}
 # What an image may show instead, chosen to be unlike each other and unlike what people erase.
 DISTRACTORS = {
@@ -51,17 +51,17 @@ DISTRACTORS = {
 
 @dataclass(frozen=True)
 class ImageLabels:
-    """What was seen in n images.
+    """What n images show.
 
-    `told` has the values seen by domain, (n, k) strings in order, "" where there is nothing; `features` is (n, d).
+    `values` are strings (n, k) in order for each domain, "" where there is nothing; `features` is (n, d).
     """
 
-    told: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
     features: np.ndarray
 
 
 class ImageLabeler(ABC):
-    """Says what images show. `domains` are the answers it can give, by domain."""
+    """Labels images. `domains` are the values it can choose from, by domain."""
 
     name: str
     domains: Mapping[str, tuple[str, ...]]
@@ -69,33 +69,33 @@ class ImageLabeler(ABC):
     @property
     @abstractmethod
     def hash(self) -> str:
-        """SHA-256 that tells this judge from any other."""
+        """SHA-256 of what decides its labels."""
 
     @abstractmethod
     def describe(self, images: np.ndarray) -> ImageLabels:
-        """What uint8 images (n, h, w, 3) show; raises DataError for anything else."""
+        """Label uint8 images (n, h, w, 3); raises DataError for anything else."""
 
 
 class OwnLabeler(ImageLabeler):
-    """A classifier of ours: it tells the aspects it was trained on, those of one domain in order, or else classes."""
+    """A classifier of ours: it labels the aspects it was trained on, those of one domain in order, or else classes."""
 
     def __init__(self, name: str, model: Classifier, wanted: Mapping[str, Sequence[str]]) -> None:
         self.name, self.model = name, model
         aspects = model.aspects or {_only(name, wanted): Aspect(model.class_names, ())}
-        self._answers = {aspect: told.names for aspect, told in aspects.items()}
+        self._labels = {name: aspect.names for name, aspect in aspects.items()}
         self._members: dict[str, list[str]] = {}
-        for aspect, told in aspects.items():
-            self._members.setdefault(told.domain or aspect, []).append(aspect)
+        for aspect_name, aspect in aspects.items():
+            self._members.setdefault(aspect.domain or aspect_name, []).append(aspect_name)
         for domain in wanted:
             if domain not in self._members:
-                raise OptionError(f"judge {name} tells nothing of {domain!r}{suggestion(domain, self._members)}")
-        self._said = {}
+                raise OptionError(f"classifier {name} does not label {domain!r}{suggestion(domain, self._members)}")
+        self._value_of = {}
         for domain, members in self._members.items():
-            labels = dict.fromkeys(label for aspect in members for label in self._answers[aspect])
+            labels = dict.fromkeys(label for aspect in members for label in self._labels[aspect])
             labels.pop(NOTHING, None)
-            said = _named(list(labels), wanted.get(domain, ()), name)
-            self._said[domain] = {NOTHING: "", **dict(zip(labels, said, strict=True))}
-        self.domains = {domain: tuple(filter(None, said.values())) for domain, said in self._said.items()}
+            values = _named(list(labels), wanted.get(domain, ()), name)
+            self._value_of[domain] = {NOTHING: "", **dict(zip(labels, values, strict=True))}
+        self.domains = {domain: tuple(filter(None, values.values())) for domain, values in self._value_of.items()}
 
     @property
     def hash(self) -> str:
@@ -103,42 +103,44 @@ class OwnLabeler(ImageLabeler):
         return self.model.hash
 
     def describe(self, images: np.ndarray) -> ImageLabels:
-        """The likeliest answer of each aspect, or class, and the pooled features."""
+        """The likeliest label of each aspect, or class, and the pooled features."""
         if not len(images):
-            raise DataError("there are no images to judge")
+            raise DataError("there are no images to label")
         described = [self.model.describe(to_float(part)) for part in _parts(images)]
         logits, features = (torch.cat(both) for both in zip(*described, strict=True))
-        blocks = self.model.blocks(logits) if self.model.aspects else dict.fromkeys(self._answers, logits)
-        told = {}
+        blocks = self.model.blocks(logits) if self.model.aspects else dict.fromkeys(self._labels, logits)
+        values = {}
         for domain, members in self._members.items():
-            said = self._said[domain]
-            columns = [_column([said[label] for label in self._answers[one]], blocks[one]) for one in members]
-            told[domain] = np.concatenate(columns, axis=1)
-        return ImageLabels(told, features.double().numpy())
+            value_of = self._value_of[domain]
+            columns = [_column([value_of[label] for label in self._labels[one]], blocks[one]) for one in members]
+            values[domain] = np.concatenate(columns, axis=1)
+        return ImageLabels(values, features.double().numpy())
 
 
 class TransformersLabeler(ImageLabeler):
     """An image classifier of transformers (ResNet, ViT, Swin, ConvNeXt, ...) with the labels of its config.json."""
 
     def __init__(
-        self, name: str, network: Any, reading: ImagePreprocessor, wanted: Mapping[str, Sequence[str]]
+        self, name: str, network: Any, preprocessor: ImagePreprocessor, wanted: Mapping[str, Sequence[str]]
     ) -> None:
-        self.name, self.network, self.reading = name, network, reading
+        self.name, self.network, self.preprocessor = name, network, preprocessor
         labels = [str(network.config.id2label[i]) for i in range(network.config.num_labels)]
         self._domain = _only(name, wanted)
-        self._said = _named(labels, wanted.get(self._domain, ()), name)
-        self.domains = {self._domain: tuple(dict.fromkeys(self._said))}
+        self._values = _named(labels, wanted.get(self._domain, ()), name)
+        self.domains = {self._domain: tuple(dict.fromkeys(self._values))}
         linear = [
             part for part in network.modules() if isinstance(part, nn.Linear) and part.out_features == len(labels)
         ]
         if not linear:
-            raise ModelError(f"judge {name} has no linear layer for its {len(labels)} labels: its features are unknown")
+            raise ModelError(
+                f"classifier {name} has no linear layer for its {len(labels)} labels: its features are unknown"
+            )
         self._head = linear[-1]
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the weights and of how images are read."""
-        return hash_of(self.network, self.reading)
+        """SHA-256 of the weights and of how images are prepared."""
+        return hash_of(self.network, self.preprocessor)
 
     @torch.no_grad()
     def logits_and_features(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,7 @@ class TransformersLabeler(ImageLabeler):
         handle = self._head.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].flatten(1).cpu()))
         try:
             logits = [
-                self.network(pixel_values=self.reading(part, self.network.device)).logits.cpu()
+                self.network(pixel_values=self.preprocessor(part, self.network.device)).logits.cpu()
                 for part in _parts(images)
             ]
         finally:
@@ -157,7 +159,7 @@ class TransformersLabeler(ImageLabeler):
     def describe(self, images: np.ndarray) -> ImageLabels:
         """The likeliest label, and what its head receives."""
         logits, features = self.logits_and_features(images)
-        return ImageLabels({self._domain: _column(self._said, logits)}, features.double().numpy())
+        return ImageLabels({self._domain: _column(self._values, logits)}, features.double().numpy())
 
 
 class ZeroShotLabeler(ImageLabeler):
@@ -167,7 +169,9 @@ class ZeroShotLabeler(ImageLabeler):
         self.name, self.model = name, model
         self.domains = {domain: _enough(name, domain, values) for domain, values in wanted.items()}
         if not self.domains:
-            raise OptionError(f"judge {name} knows only what it is asked for: name the values that prompts should show")
+            raise OptionError(
+                f"zero-shot CLIP {name} needs values to choose from: give prompts that say what they show"
+            )
         self._text = {
             domain: clip_text_features(model, [PROMPTS.get(domain, "{}").format(value) for value in values])
             for domain, values in self.domains.items()
@@ -175,26 +179,26 @@ class ZeroShotLabeler(ImageLabeler):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the weights, of how images are read, and of the answers to choose from."""
+        """SHA-256 of the weights, of how images are prepared, and of the values to choose from."""
         return fingerprint({"model": self.model.hash, "domains": self.domains, "prompts": PROMPTS})
 
     def describe(self, images: np.ndarray) -> ImageLabels:
         """The value of the largest cosine in each domain, and the projected embeddings."""
         features = clip_image_features(self.model, images)
         # An image's length scales all its cosines alike and changes no order.
-        told = {
+        values = {
             domain: _column(self.domains[domain], features @ nn.functional.normalize(text).T)
             for domain, text in self._text.items()
         }
-        return ImageLabels(told, features.double().numpy())
+        return ImageLabels(values, features.double().numpy())
 
 
 def open_labeler(given: str, wanted: Sequence[tuple[str, str]], device: torch.device | str = "cpu") -> ImageLabeler:
-    """The judge that `given` means, able to tell every (domain, value) of `wanted`.
+    """Load the labeler that `given` names, for every (domain, value) of `wanted`.
 
     `given` is a classifier of ours (a folder, a run, a shipped name), an image classifier of transformers (a folder or
-    hub id), or `clip:` and a CLIP model. Raises ModelError when it is missing or something else, OptionError when it
-    does not know a domain or a value, or would choose among fewer than ten by zero shot.
+    hub id), or `clip:` and a CLIP model. Raises ModelError when it is missing or another kind of model, OptionError
+    when it does not know a domain or a value, or has fewer than ten values to choose from by zero shot.
     """
     by_domain: dict[str, list[str]] = {}
     for domain, value in dict.fromkeys(wanted):
@@ -212,18 +216,18 @@ def open_labeler(given: str, wanted: Sequence[tuple[str, str]], device: torch.de
 
 
 def _only(name: str, wanted: Iterable[str]) -> str:
-    """The domain of a judge that tells one: that which is wanted."""
+    """The domain of a labeler that has only one: the wanted one."""
     domains = list(wanted) or [OBJECT]
     if len(domains) > 1:
-        raise OptionError(f"judge {name} tells one domain, not {' and '.join(domains)}: give a judge that knows them")
+        raise OptionError(f"classifier {name} labels one domain, not {' and '.join(domains)}: give one that knows them")
     return domains[0]
 
 
 def _named(labels: Sequence[str], values: Sequence[str], labeler: str) -> tuple[str, ...]:
-    """What each label is called: by the wanted value that means it, else by the first of its own names.
+    """The value of each label: the wanted value that means it, else the first of the label's own names.
 
-    A value means the labels that are the same text, else those that have it among their names, between commas; case
-    does not count. Raises OptionError when a value means none, or two values mean the same label.
+    A value means the labels of the same text, else those that have it among their names between commas, in any case.
+    Raises OptionError when a value means no label, or two values mean the same one.
     """
     names = [[part.strip().casefold() for part in label.split(",")] for label in labels]
     called: dict[int, str] = {}
@@ -233,11 +237,11 @@ def _named(labels: Sequence[str], values: Sequence[str], labeler: str) -> tuple[
         for i in same or [i for i, own in enumerate(names) if folded in own]:
             if i in called:
                 raise OptionError(
-                    f"judge {labeler} gives one answer for {called[i]!r} and {value!r}: want one of the two"
+                    f"classifier {labeler} has one label for {called[i]!r} and {value!r}: name one of the two"
                 )
             called[i] = value
         if value not in called.values():
-            raise OptionError(f"judge {labeler} has no answer {value!r}{_near(value, labels)}")
+            raise OptionError(f"classifier {labeler} has no label {value!r}{_near(value, labels)}")
     taken = {value.strip().casefold() for value in values}
     first = [
         label if own[0] in taken else label.split(",")[0].strip() for label, own in zip(labels, names, strict=True)
@@ -246,7 +250,7 @@ def _named(labels: Sequence[str], values: Sequence[str], labeler: str) -> tuple[
 
 
 def _near(value: str, labels: Sequence[str]) -> str:
-    """The answers nearest to `value`; of a judge that has few, all of them."""
+    """The labels nearest to `value`; all labels where there are few."""
     known = sorted({part.strip() for label in labels for part in label.split(",")})
     if len(known) <= LISTED or difflib.get_close_matches(value, known, n=1, cutoff=0.6):
         return suggestion(value, known)
@@ -258,20 +262,20 @@ def _enough(name: str, domain: str, values: Sequence[str]) -> tuple[str, ...]:
     """The wanted values, topped up with distractors that share no word with them; raises OptionError below ten."""
     words = {word for value in values for word in value.casefold().split()}
     others = [other for other in DISTRACTORS.get(domain, ()) if words.isdisjoint(other.casefold().split())]
-    answers = (*_named(values, values, name), *others[: max(0, FEWEST - len(values))])
-    if len(answers) < FEWEST:
+    choices = (*_named(values, values, name), *others[: max(0, FEWEST - len(values))])
+    if len(choices) < FEWEST:
         raise OptionError(
-            f"judge {name} would choose among {len(answers)} answers of the domain {domain!r}: "
-            f"zero-shot CLIP needs at least {FEWEST}, so want more values or give a classifier"
+            f"zero-shot CLIP {name} would choose among {len(choices)} values of the domain {domain!r}, and needs at "
+            f"least {FEWEST}: name more values, or give a classifier"
         )
-    return answers
+    return choices
 
 
 def _parts(images: np.ndarray) -> list[np.ndarray]:
-    """The images in batches, at least one, so that an empty array is refused by whoever reads it."""
+    """The images in batches, at least one, so that the preprocessor refuses an empty array."""
     return [images[i : i + BATCH_SIZE] for i in range(0, max(len(images), 1), BATCH_SIZE)]
 
 
-def _column(said: Sequence[str], scores: Tensor) -> np.ndarray:
-    """The name of the largest of each row of scores (n, answers), as (n, 1)."""
-    return np.array([[said[i]] for i in scores.argmax(1).tolist()], dtype=object)
+def _column(values: Sequence[str], scores: Tensor) -> np.ndarray:
+    """The value with the largest score of each row of (n, values), as (n, 1)."""
+    return np.array([[values[i]] for i in scores.argmax(1).tolist()], dtype=object)

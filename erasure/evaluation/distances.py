@@ -66,7 +66,8 @@ def kernel_distance(
     """The unbiased squared MMD of all rows under `kernel` (Gretton et al., 2012, eq. 3), and its interval.
 
     The interval is a percentile bootstrap over rows, seeded by `name`; pairs of a row with its own copy are left out,
-    which keeps each resampled estimate unbiased. A kernel is never held whole: memory grows with n + m, not n x m.
+    which keeps each resampled estimate unbiased. Kernels are computed in parts, so memory
+    grows with n + m, not n x m.
     """
     _check(first, second)
     a, b = first.astype(np.float64), second.astype(np.float64)
@@ -75,9 +76,9 @@ def kernel_distance(
     # A resample of one row only has no pair, and no estimate.
     pairs_w, pairs_v = (np.where(pairs > 0, pairs, np.nan) for pairs in (pairs_w, pairs_v))
     across = _weighted(kernel, a, b, w, v) / (len(a) * len(b))
-    drawn = _weighted(kernel, a, a, w, w) / pairs_w + _weighted(kernel, b, b, v, v) / pairs_v - 2 * across
-    low, high = np.nanquantile(drawn[1:], [0.025, 0.975])
-    return float(drawn[0]), (float(low), float(high))
+    estimates = _weighted(kernel, a, a, w, w) / pairs_w + _weighted(kernel, b, b, v, v) / pairs_v - 2 * across
+    low, high = np.nanquantile(estimates[1:], [0.025, 0.975])
+    return float(estimates[0]), (float(low), float(high))
 
 
 def _resampled(n: int, m: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
-"""Many models: attacks that learn about every sample apart, from at least 16 models trained with other seeds.
+"""Membership inference: attacks on one classifier (an SVM on confidences, the loss AUC), and on many (U-LiRA, KLoM).
 
-Both compare what unlearned models say of a sample with what models say that were trained without it. A sample's margin
-is log p / (1 - p) of its label's probability p: the logit-scaled confidence of LiRA (Carlini et al., 2022), and, as
-log p - log(sum of the others' probabilities), the margin of KLoM.
+The latter compare predictions of unlearned models on a sample with those of models that were trained without it, at
+least 16 of each. A sample's margin is log p / (1 - p) of its label's probability p: the logit-scaled confidence of LiRA
+(Carlini et al., 2022), and, as log p - log(sum of the others' probabilities), the margin of KLoM.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def called_non_members(
     """Which of the `forgotten` confidences (n,) the attack calls non-members, (n,) booleans.
 
     A support vector machine (rbf kernel, C = 3, gamma = 1 as in the official code) separates the true-label confidences
-    of members from those of non-members, equally many of each, chosen by `seed`. Where it cannot tell the two sides
-    apart at all, every answer is a tie, and ties count as members. Raises NotApplicableError when a side is empty.
+    of members from those of non-members, equally many of each, chosen by `seed`. Where all confidences are equal, every
+    prediction is a tie, and ties count as members. Raises NotApplicableError when a side is empty.
     """
     from sklearn.svm import SVC
 
@@ -43,8 +43,8 @@ def called_non_members(
 def loss_auc(forgotten: np.ndarray, test: np.ndarray) -> tuple[float, tuple[float, float]]:
     """How often a test sample's loss is above a forgotten one's, in [0, 1], and its interval; ties count half.
 
-    0.5: the losses say nothing. Above it, forgotten samples still look like members; below it, they look stranger than
-    samples that were never seen. The area under the ROC curve; its variance is DeLong's (Biometrics 44, 1988).
+    At 0.5 the losses say nothing. Above it, forgotten samples still look like members; below it, they look stranger
+    than samples that were never seen. The area under the ROC curve; its variance is DeLong's (Biometrics 44, 1988).
     Raises NotApplicableError when a side is empty.
     """
     from scipy.stats import rankdata
@@ -69,18 +69,18 @@ BINS, LIMIT, SMALLEST = 20, 100.0, 1e-5
 def u_lira(unlearned: np.ndarray, retrained: np.ndarray) -> np.ndarray:
     """How often a likelihood-ratio attack is right about a sample, (n,) in percent; 50 is ideal.
 
-    From margins (models, n) of unlearned and of retrained models it must say which of both a model is. For every sample
-    it fits a normal distribution to each side (U-LiRA; Kurmanji et al., 2023, and Hayes et al., 2024) and
-    chooses the likelier one. The models that it judges, one of each side at a time, are left out of both fits, so that
-    it is right half of the time when both sides are alike. An undecided answer counts half.
+    From margins (models, n) of unlearned and of retrained models it must say which of the two a model is. For every
+    sample it fits a normal distribution to each side (U-LiRA; Kurmanji et al., 2023, and Hayes et al., 2024) and
+    chooses the likelier one. The models under attack, one of each side at a time, are left out of both fits, so that
+    it is right half of the time when both sides are alike. An undecided case counts half.
     Raises OptionError for sides of unequal size, or fewer than four models.
     """
     _check(unlearned, retrained)
     right = np.zeros(unlearned.shape[1])
     for i in range(len(unlearned)):
         fits = [_normal(np.delete(side, i, axis=0)) for side in (unlearned, retrained)]
-        for own, judged in enumerate((unlearned[i], retrained[i])):
-            ratio = _log_density(judged, *fits[own]) - _log_density(judged, *fits[1 - own])
+        for own, margins in enumerate((unlearned[i], retrained[i])):
+            ratio = _log_density(margins, *fits[own]) - _log_density(margins, *fits[1 - own])
             right += np.where(ratio == 0, 0.5, ratio > 0)
     return 100.0 * right / (2 * len(unlearned))
 

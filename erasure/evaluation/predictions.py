@@ -1,4 +1,4 @@
-"""Answers: what a classifier says of labelled images, and the numbers that attacks on membership read from it."""
+"""Predictions of a classifier on labelled images, and the numbers that membership attacks read from them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from erasure.models.classifier import Classifier
 
 
 class Predictions(NamedTuple):
-    """Logits (n, classes) float64 and the labels (n,) that are right."""
+    """Logits (n, classes) float64 and the correct labels (n,)."""
 
     logits: np.ndarray
     labels: np.ndarray
 
     def of(self, chosen: np.ndarray) -> Predictions:
-        """Those to the chosen samples."""
+        """The predictions on the chosen samples."""
         return Predictions(self.logits[chosen], self.labels[chosen])
 
     @property
@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
 
     @property
     def losses(self) -> np.ndarray:
-        """Cross-entropy of each answer, (n,) in nats."""
+        """Cross-entropy of each prediction, (n,) in nats."""
         return np.logaddexp.reduce(self.logits, axis=1) - self._of_label
 
     @property
@@ -53,7 +53,7 @@ class Predictions(NamedTuple):
 def finite(logits: np.ndarray) -> np.ndarray:
     """The same logits; raises ModelError when one is not a number."""
     if not np.isfinite(logits).all():
-        raise ModelError("the classifier answers with numbers that are not finite: its weights are damaged")
+        raise ModelError("the classifier predicts numbers that are not finite: its weights are damaged")
     return logits
 
 
@@ -66,10 +66,10 @@ def need_one_label(model: Classifier) -> None:
 def on_test_split(
     model: Classifier, load: Callable[[], Dataset] | None, class_names: tuple[str, ...], without: Collection[int]
 ) -> Predictions:
-    """The model's answers to the test split that `load` brings, less the classes in `without`, in evaluation mode.
+    """Predict the test split that `load` returns, less the classes in `without`, in evaluation mode.
 
-    Without `load` it is the test split of the data that the model records. Raises NotApplicableError when there is none
-    or when it has other classes.
+    Without `load` it is the test split of the data that the model records. Raises NotApplicableError when there is no
+    test split, or when it has other classes.
     """
     test = load() if load else _recorded_test_split(model)
     if test.class_names != class_names:

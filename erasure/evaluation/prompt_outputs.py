@@ -1,7 +1,7 @@
-"""Evidence on a text-to-image model: images of a concept's prompts, and what a judge sees in them.
+"""Outputs of a text-to-image model: images of a concept's prompts, and what a labeler sees in them.
 
-A prompt says what it shows as (domain, value) pairs. What is erased are the values that only forget prompts show; every
-other one is kept. A domain that is named twice means two things side by side.
+A prompt says what it shows as (domain, value) pairs. The values that only forget prompts show are erased; all others
+are kept. A domain that is named twice means two things side by side.
 """
 
 from __future__ import annotations
@@ -44,11 +44,10 @@ def shown_by(dataset: Dataset) -> list[Shows]:
 
 
 def unseen_prompts(concept: Concept, dataset: Dataset, count: int, seed: int) -> tuple[Prompt, ...]:
-    """`count` captions of the data set that show what is erased and that the concept's prompts do not hold.
+    """`count` captions of the data set that show what is erased and are not among the concept's prompts.
 
-    Half of them, as far as there are enough, show one thing of a domain and half show several; each half is drawn from
-    the seed, a class only again when all others were taken.
-    Raises NotApplicableError for a data set without captions, or without any that is left.
+    Half of them, as far as there are enough, show one thing of a domain and half show several. The seed chooses, and
+    takes a class again only after all others. Raises NotApplicableError for a data set without such captions.
     """
     known, erased = set(concept.table()), concept.erased
     kinds: dict[bool, list[tuple[int, float, str, Shows]]] = {False: [], True: []}
@@ -113,7 +112,7 @@ class PromptOutputs(GeneratorOutputs):
 
     @cached_property
     def samples(self) -> LabeledImages:
-        """`num_images` images of each row; a row's seeds hang on its words alone, so two models draw pairs."""
+        """`num_images` images of each row; their seeds depend on the words alone, so images of two models are pairs."""
         items = [
             PlannedSample(
                 label,
@@ -126,11 +125,11 @@ class PromptOutputs(GeneratorOutputs):
         return draw_items(self.model, items, self.config.samples)
 
     @cached_property
-    def _seen(self) -> ImageLabels:
+    def _labels(self) -> ImageLabels:
         if self._labeler is None:
             raise NotApplicableError(
-                "no judge is here to say what images show: give --classifier (a model folder or id, or clip:ID), and "
-                "prompts that say what they show (the column `shows`)"
+                "no classifier was given to label the images: give --classifier (a model folder or id, or clip:ID), "
+                "and prompts that say what they show (the column `shows`)"
             )
         return self._labeler.describe(self.samples.images)
 
@@ -151,28 +150,28 @@ class PromptOutputs(GeneratorOutputs):
         return found
 
     def _hits(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
-        """Whether the judge sees what each trial names, over its row's images, (len(trials) * num_images,)."""
-        count, told = self.count, self._seen.told
+        """Whether the labeler sees what each trial names, over its row's images, (len(trials) * num_images,)."""
+        count, seen = self.count, self._labels.values
         return np.concatenate(
             [
-                told[domain][row * count : (row + 1) * count, place] == value
+                seen[domain][row * count : (row + 1) * count, place] == value
                 for row, domain, place, value in _some(trials)
             ]
         )
 
     def _anywhere(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
-        """The same wherever in the image it is; a value that a row names twice is one trial."""
-        count, told = self.count, self._seen.told
+        """The same anywhere in the image; a value that a row names twice is one trial."""
+        count, seen = self.count, self._labels.values
         named = dict.fromkeys((row, domain, value) for row, domain, _, value in _some(trials))
         return np.concatenate(
-            [(told[domain][row * count : (row + 1) * count] == value).any(axis=1) for row, domain, value in named]
+            [(seen[domain][row * count : (row + 1) * count] == value).any(axis=1) for row, domain, value in named]
         )
 
     def _is_forget(self, row: int) -> bool:
         return self._row_labels[row] in self.task.forget
 
     def correct(self, part: Part) -> np.ndarray:
-        """Forget: whether the erased value is seen, anywhere. Retain: whether kept values of the erased domains are."""
+        """Whether the erased value is seen anywhere (forget), or other values of its domain in their place (retain)."""
         erased = self.concept.erased
         domains = {domain for domain, _ in erased}
         if part == "forget":
@@ -182,7 +181,7 @@ class PromptOutputs(GeneratorOutputs):
         )
 
     def across(self) -> np.ndarray:
-        """Whether what lies outside the erased domains is seen, and in forget rows all that was not erased."""
+        """Whether values of other domains are seen, and in forget rows all values that were not erased."""
         erased = self.concept.erased
         domains = {domain for domain, _ in erased}
         return self._hits(
@@ -196,7 +195,7 @@ class PromptOutputs(GeneratorOutputs):
         )
 
     def correct_in(self, kind: Kind) -> np.ndarray:
-        """Hits in the erased domains, across the others, or of compositions as a whole."""
+        """Whether what retain prompts name is seen, in the erased domain, across others, or all of it at once."""
         return {"domain": lambda: self.correct("retain"), "across": self.across, "together": self.together}[kind]()
 
     def clip_scores(self, part: Part) -> tuple[np.ndarray, str]:
@@ -214,24 +213,24 @@ class PromptOutputs(GeneratorOutputs):
         return max(Counter(domain for domain, _ in self.rows[trial[0]].shows).values()) == 1
 
     def together(self) -> np.ndarray:
-        """Whether everything that a kept composition shows is seen at once, one boolean an image."""
+        """Whether the labeler sees everything at once that a composition to retain shows, one boolean an image."""
         rows = sorted({t[0] for t in self._trials if not self._single(t) and not self._is_forget(t[0])})
         if not rows:
-            raise NotApplicableError("no kept prompt shows two things of one domain")
+            raise NotApplicableError("no prompt to retain shows two things of one domain")
         per_row = [
             self._hits([t for t in self._trials if t[0] == row]).reshape(-1, self.count).all(axis=0) for row in rows
         ]
         return np.concatenate(per_row)
 
     def features(self, part: Part) -> np.ndarray:
-        """The judge's pooled features of the drawn images, (n, d)."""
-        return self._seen.features[self.chosen(part)]
+        """The labeler's pooled features of the images, (n, d)."""
+        return self._labels.features[self.chosen(part)]
 
     def reference(self, part: Part) -> Dataset:
         """Real images that show what the part's rows show."""
         if not self.dataset.aspects:
             raise NotApplicableError(
-                "no real images are here to compare with: give --data, a data set that says what it shows"
+                "there are no real images to compare with: give --data, a data set that says what its images show"
             )
         forgotten = part == "forget"
         wanted = {
@@ -241,10 +240,10 @@ class PromptOutputs(GeneratorOutputs):
         return self.dataset.of_classes([label for label, what in enumerate(shown) if what in wanted])
 
     def reference_features(self, part: Part) -> np.ndarray:
-        """The judge's pooled features of real images, (m, d); taken once, then read from the user's cache."""
+        """The labeler's pooled features of real images, (m, d): computed once, then read from the user's cache."""
         reference = self.reference(part)
         if self._labeler is None:
-            raise NotApplicableError("no judge is here to give features: give --classifier")
+            raise NotApplicableError("no classifier was given to compute features: give --classifier")
         labeler = self._labeler
         return cached_features(reference, labeler.hash, lambda images: labeler.describe(images).features)
 
@@ -253,7 +252,7 @@ class PromptOutputs(GeneratorOutputs):
         return [self.task.class_names[label] for label in self.samples.labels[self.chosen(part)]]
 
     def picture(self) -> list[PictureRow]:
-        """A grid of two domains (styles down, digits across) where single rows make one; else a row for each prompt."""
+        """A grid of two domains (styles down, digits across) if the prompts fill one; else a row for each prompt."""
         count = self.count
         first = {row.shows: self.samples.images[i * count] for i, row in enumerate(self.rows)}
         pairs = [shows for shows in first if len(shows) == 2 and shows[0][0] != shows[1][0]]
@@ -275,7 +274,7 @@ class PromptOutputs(GeneratorOutputs):
         ]
 
     def _order_of(self, shown: tuple[str, str]) -> int:
-        """Where the real data lists a value, so that digits stand in their order."""
+        """The place of a value in the real data's list, so that digits stand in their order."""
         names = [name for aspect in self.dataset.aspects.values() for name in aspect.names]
         return names.index(shown[1]) if shown[1] in names else len(names)
 

@@ -1,4 +1,4 @@
-"""Put finished runs side by side: one table, one page."""
+"""Compare finished runs in one table, and on one page."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _finished(run: str) -> RunRecord:
 
 
 def _figures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One plot a metric: every row's value with its interval, so that a single bad number cannot hide in an average."""
+    """One plot for each metric: every row's value with its interval, and no average that could hide a bad number."""
     figures = []
     for name, title in COLUMNS.items():
         scores = {row["name"]: row["metrics"][name] for row in rows if name in row.get("metrics", {})}

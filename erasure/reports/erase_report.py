@@ -1,6 +1,6 @@
-"""report.html: one self-contained file that shows what a run did, to what, and how well.
+"""report.html: one self-contained file that shows what a run did and how well.
 
-Nothing is loaded from outside, every text is escaped, and it reads without JavaScript and on a phone.
+It loads nothing from outside, escapes every text, and is readable without JavaScript and on a phone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def write_report(
 
 
 def before_and_after(before: GeneratorOutputs, after: GeneratorOutputs) -> np.ndarray:
-    """One colour picture: rows of the original's images left, the cleaned model's right, forgotten rows framed."""
+    """One colour picture: the original's images left, the cleaned model's right, forgotten rows framed."""
     halves = []
     for outputs in (before, after):
         rows = outputs.picture()
@@ -85,7 +85,7 @@ def rendered(template: str = "report.html", /, **values: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Header and cells of a comparison; each metric cell has its value, interval and n. Missing numbers are a dash."""
+    """Header and cells of a comparison; a metric has its value, interval and n, or a dash."""
     measured = {name for row in rows for name in row.get("metrics", {})}
     present = [*(name for name in COLUMNS if name in measured), *sorted(measured - set(COLUMNS))]
     header = ["", "mask", *(COLUMNS.get(name, name) for name in present), "seconds"]
@@ -114,7 +114,7 @@ def as_text(built: Mapping[str, Any]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of equally many cells as columns, a rule under the first; two columns stand left, the others right."""
+    """Align lines of cells in columns, with a rule under the first line: two columns left, the others right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     padded = [
         "  ".join(
@@ -183,7 +183,7 @@ def _figures(run: RunDir) -> list[dict[str, Any]]:
 
 
 def titled(title: str, figure: Any) -> dict[str, Any]:
-    """A figure as the page takes it; its text was escaped by the plotting library."""
+    """A figure for a page; the plotting library has escaped its text."""
     return {"title": title, "svg": Markup(plots.svg(figure))}  # noqa: S704
 
 

@@ -1,7 +1,7 @@
 """Samples: a model and its classes become PNG files on disk, resumable, shared between processes.
 
-Image i of class c depends on the seed, c and i alone: not on the batch, not on the other classes asked for, and equally
-for two models, which makes samples of an original and an erased model pairs.
+Image i of class c depends on the seed, c and i alone, and not on the batch or on other classes. So the images of an
+original and of an erased model are pairs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ DRAWING = 1  # raised whenever the same seed begins to give another image
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How images are drawn; what is left at its default follows the model's own settings."""
+    """How images are generated; a default follows the model's own settings."""
 
     num_images: Annotated[int, "images a class or prompt; 0: 50 a class, 4 a prompt"] = 0
     guidance_scale: Annotated[float | None, "classifier-free guidance, 1 for none"] = None
     num_inference_steps: Annotated[int | None, "denoising steps"] = None
     eta: Annotated[float | None, "share of fresh noise in each step: 0 DDIM, 1 DDPM"] = None
     sampler: Annotated[str | None, "ddim, pndm, lms, euler or dpmsolver"] = None
-    sample_batch_size: Annotated[int, "images drawn at once; 0: as their size allows, at most 128"] = 0
+    sample_batch_size: Annotated[int, "images generated at once; 0: as many as their size allows, at most 128"] = 0
 
     def overrides(self) -> dict[str, Any]:
         """What differs from the model's own settings."""
@@ -65,7 +65,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images uint8 (n, h, w, c) with the class each was asked for, (n,); -1 where the model takes none."""
+    """Images uint8 (n, h, w, c) with the class of each, (n,); -1 where the model takes none."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -73,7 +73,7 @@ class LabeledImages:
 
 @dataclass(frozen=True)
 class PlannedSample:
-    """One image to draw: under which label, from which seed, and where it is kept."""
+    """One image to generate: its label, its seed, and its file."""
 
     label: int
     seed: int
@@ -99,9 +99,9 @@ def draw(
 def draw_items(
     model: DiffusionModel, items: Sequence[PlannedSample], settings: SamplingOptions, description: str = "sample"
 ) -> LabeledImages:
-    """The images of `items`, those that are missing drawn and written; several processes share the work.
+    """Read the images of `items`, after generating those that are missing; several processes share the work.
 
-    The batches are the same whatever is missing and whoever draws them, so that a resumed image has the same bits.
+    The batches do not depend on what is missing or on the process, so that a resumed image has the same bits.
     """
     settings.check()
     state = world()
@@ -112,8 +112,8 @@ def draw_items(
         if not missing:
             continue
         labels = torch.tensor([max(0, item.label) for item in batch])
-        drawn = model.generate(labels, [item.seed for item in batch], **settings.overrides())
-        for item, image in zip(batch, to_uint8(drawn), strict=True):
+        generated = model.generate(labels, [item.seed for item in batch], **settings.overrides())
+        for item, image in zip(batch, to_uint8(generated), strict=True):
             if item in missing:
                 write_png(item.path, image)
     state.wait_for_everyone()
@@ -130,9 +130,9 @@ def draw_for_training(
     seed: int,
     role: str,
 ) -> LabeledImages:
-    """An image for each (label, text) of `asked`, drawn by the model as it is, kept in the user's cache.
+    """Generate an image for each (label, text) of `asked` with the model as it is, or read it from the user's cache.
 
-    Whoever asks the same of the same model and `parts_hash` finds them; `role` is what the user is told they are for.
+    The cache is shared by calls with the same arguments; `role` says in messages what the images are for.
     """
     texts = [text for _, text in asked]
     how = {**asdict(settings), **model.sampling, **model.info.get("sampling", {}), **settings.overrides()}
@@ -145,17 +145,17 @@ def draw_for_training(
         before[text] += 1
     missing = sum(not item.path.is_file() for item in items)
     if missing:
-        log_user(f"drawing {missing} of {len(items)} images {role}, kept in {folder}")
+        log_user(f"generating {missing} of {len(items)} images {role}, kept in {folder}")
     return draw_items(model, items, settings, f"images {role}")
 
 
 def path_of(model: DiffusionModel, folder: Path, label: int, index: int) -> Path:
-    """Where image `index` of class `label` is kept."""
+    """The file of image `index` of class `label`."""
     name = "unconditional" if label == UNCONDITIONAL else model.name_of(label)
     return folder / re.sub(r"[^\w .,()-]|^\.+", "_", name) / f"{index:05d}.png"
 
 
 def check_classes(model: DiffusionModel, classes: Sequence[int]) -> None:
-    """Raise when classes are asked of a model that takes none."""
+    """Raise NotApplicableError for `classes` of a model that takes none."""
     if classes and not model.conditional:
         raise NotApplicableError(f"{model.source} is unconditional: it takes no --classes")

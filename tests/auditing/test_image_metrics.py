@@ -21,11 +21,10 @@ from erasure.evaluation.outputs import GeneratorOutputs
 from erasure.evaluation.settings import EvaluationConfig
 from erasure.formats.safetensors_io import write_tensors
 from erasure.sampling.draw import LabeledImages
-from tests.evaluation import test_classifiers as test_judges
-from tests.evaluation import test_dinov2
+from tests.evaluation import test_classifiers, test_dinov2
 from tests.evaluation.test_classifiers import noise, saved
 
-clip_folder = test_judges.clip_folder
+clip_folder = test_classifiers.clip_folder
 dinov2_folder = test_dinov2.dinov2_folder
 PROMPTS = ["a church", "two cats and a dog", "", "a church", "noise", "a tree", "a house"]
 
@@ -47,7 +46,7 @@ def sides(tmp_path):
 
 @pytest.fixture(scope="module")
 def resnet_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("judge")
+    folder = tmp_path_factory.mktemp("resnet")
     saved(folder, "resnet")
     return str(folder)
 
@@ -82,9 +81,9 @@ def test_every_metric_is_that_of_the_whole_arrays(sides, clip_folder, dinov2_fol
     assert metrics["cmmd"]["details"] == {"n_base": 7, "model": clip}
     tokens = [dinov2_features(load_dinov2(dinov2), images) for images in (own, base)]
     assert metrics["fd_dinov2"]["value"] == pytest.approx(frechet(*tokens), rel=1e-4)
-    judged = [open_labeler(resnet_folder, ()).describe(images).features for images in (own, base)]
-    assert metrics["fd_classifier"]["value"] == pytest.approx(frechet(*judged), rel=1e-4)
-    moved = np.linalg.norm(judged[0] - judged[1], axis=1)
+    features_of = [open_labeler(resnet_folder, ()).describe(images).features for images in (own, base)]
+    assert metrics["fd_classifier"]["value"] == pytest.approx(frechet(*features_of), rel=1e-4)
+    moved = np.linalg.norm(features_of[0] - features_of[1], axis=1)
     assert metrics["paired_distance"]["value"] == pytest.approx(moved.mean(), rel=1e-4)
     assert metrics["paired_distance"]["details"] == {"space": f"classifier:{resnet_folder}"}
 

@@ -48,7 +48,7 @@ def test_images_and_encodings_are_made_once(cli, tmp_path, monkeypatch):
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     folder = pipeline_folder("sd1")
     first = cli("erase", "--model", folder, *CAT, *SMALL, "--no-evaluate", "--out", tmp_path / "a")
-    assert first.code == 0 and "drawing 4 of 4 images to forget" in first.err
+    assert first.code == 0 and "generating 4 of 4 images to forget" in first.err
     files = {path: path.stat().st_mtime_ns for path in cache_folder().rglob("*") if path.is_file()}
     assert len([path for path in files if path.suffix == ".png"]) == 8
     second = cli("erase", "--model", folder, *CAT, *SMALL, "--mask", "none", "--no-evaluate", "--out", tmp_path / "b")

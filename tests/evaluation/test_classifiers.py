@@ -119,11 +119,11 @@ def test_a_stock_classifier_answers_as_its_own_class_does(tmp_path, kind):
         pixels = ImagePreprocessor.of(tmp_path)(images)
         logits, base = network(pixels).logits, getattr(network, kind)(pixels)
     features = base.last_hidden_state[:, 0] if kind == "vit" else base.pooler_output.flatten(1)
-    judged = labeler.describe(images)
+    labeled = labeler.describe(images)
     assert labeler.logits_and_features(images)[0] == pytest.approx(logits, abs=1e-4)
-    assert judged.features == pytest.approx(features.double().numpy(), abs=1e-4)
-    assert judged.told["object"].tolist() == [[labels[i]] for i in logits.argmax(1)]
-    assert judged.features.dtype == np.float64 and labeler.domains == {"object": labels}
+    assert labeled.features == pytest.approx(features.double().numpy(), abs=1e-4)
+    assert labeled.values["object"].tolist() == [[labels[i]] for i in logits.argmax(1)]
+    assert labeled.features.dtype == np.float64 and labeler.domains == {"object": labels}
 
 
 def test_labels_are_called_by_the_name_that_was_wanted(tmp_path):
@@ -142,24 +142,24 @@ def test_labels_are_called_by_the_name_that_was_wanted(tmp_path):
     network.classifier[1].bias.data[1] = 1e4
     network.save_pretrained(tmp_path)
     labeler = open_labeler(str(tmp_path), [("thing", "CHURCH BUILDING")])
-    assert labeler.describe(noise()).told["thing"].tolist() == [["CHURCH BUILDING"]] * 3
+    assert labeler.describe(noise()).values["thing"].tolist() == [["CHURCH BUILDING"]] * 3
     reading(tmp_path, "resnet", crop_pct=0.8)
     cropped = open_labeler(str(tmp_path), [("thing", "church")])
     assert len({before.hash, labeler.hash, cropped.hash}) == 3 and cropped.hash == open_labeler(str(tmp_path), []).hash
 
 
-def test_values_and_domains_a_judge_does_not_know(tmp_path):
+def test_values_and_domains_a_labeler_does_not_know(tmp_path):
     saved(tmp_path, "resnet")
     church, building = ("object", "church"), ("object", "church building")
-    refused(OptionError, r"no answer 'chruch' \(did you mean 'church'\?\)", tmp_path, ("object", "chruch"))
-    refused(OptionError, r"judge .* has no answer 'zebra' \(known: Cardigan, ", tmp_path, ("object", "zebra"))
-    refused(OptionError, "tells one domain, not object and style", tmp_path, church, ("style", "ink"))
-    refused(OptionError, "one answer for 'church' and 'church building'", tmp_path, church, building)
+    refused(OptionError, r"no label 'chruch' \(did you mean 'church'\?\)", tmp_path, ("object", "chruch"))
+    refused(OptionError, r"classifier .* has no label 'zebra' \(known: Cardigan, ", tmp_path, ("object", "zebra"))
+    refused(OptionError, "labels one domain, not object and style", tmp_path, church, ("style", "ink"))
+    refused(OptionError, "one label for 'church' and 'church building'", tmp_path, church, building)
     saved(tmp_path, "resnet", tuple(f"label {i}, l{i}" for i in range(40)))
     refused(OptionError, r"'zebra' \(of its 40, the nearest are \w[^,]*, [^,]*, [^,]*\)$", tmp_path, ("thing", "zebra"))
 
 
-def test_folders_that_are_no_judge(tmp_path, clip_folder, ddpm_folder):
+def test_folders_that_are_no_labeler(tmp_path, clip_folder, ddpm_folder):
     refused(ModelError, "nowhere does not exist", tmp_path / "nowhere")
     refused(ModelError, "nobody/no-such is no folder here and cannot be read from the hub", "nobody/no-such")
     refused(ModelError, r"no config\.json", tmp_path)
@@ -193,30 +193,30 @@ def test_a_classifier_of_aspects_tells_each_and_orders_those_of_one_domain(tmp_p
     info = {"channels": 3, "image_size": 16, "class_names": ["3", "7", "37", "73"], "aspects": ASPECTS}
     model, images = Classifier.new("resnet-digits", info, seed=0), noise(60, 20, 20)
     model.network.classifier[1].weight.data *= 20
-    model.save(tmp_path / "judge")
-    labeler = open_labeler(str(tmp_path / "judge"), [("digit", "Seven"), ("digit", "three"), ("style", "chalk")])
+    model.save(tmp_path / "labeler")
+    labeler = open_labeler(str(tmp_path / "labeler"), [("digit", "Seven"), ("digit", "three"), ("style", "chalk")])
     assert labeler.domains == {"digit": ("three", "Seven"), "style": ("ink", "chalk")} and labeler.hash == model.hash
     logits, features = model.describe(to_float(images))
-    judged = labeler.describe(images)
-    assert judged.features == pytest.approx(features.double().numpy(), abs=1e-4)
+    labeled = labeler.describe(images)
+    assert labeled.features == pytest.approx(features.double().numpy(), abs=1e-4)
     first, second, style = (block.argmax(1).tolist() for block in logits.split([2, 3, 2], dim=1))
     digits = [[("three", "Seven")[a], ("Seven", "", "three")[b]] for a, b in zip(first, second, strict=True)]
-    assert judged.told["digit"].tolist() == digits
-    assert judged.told["style"].tolist() == [[("ink", "chalk")[i]] for i in style]
+    assert labeled.values["digit"].tolist() == digits
+    assert labeled.values["style"].tolist() == [[("ink", "chalk")[i]] for i in style]
     labeler.model.network.classifier[1].bias.data[3] = 1e6
-    assert labeler.describe(images).told["digit"][:, 1].tolist() == [""] * 60
+    assert labeler.describe(images).values["digit"][:, 1].tolist() == [""] * 60
     with pytest.raises(DataError, match="no images"):
         labeler.describe(images[:0])
-    refused(OptionError, "has no answer 'none'", tmp_path / "judge", ("digit", "none"))
-    refused(OptionError, r"nothing of 'second' \(known: digit, style\)", tmp_path / "judge", ("second", "three"))
-    refused(OptionError, r"nothing of 'styles' \(did you mean 'style'\?\)", tmp_path / "judge", ("styles", "ink"))
+    refused(OptionError, "has no label 'none'", tmp_path / "labeler", ("digit", "none"))
+    refused(OptionError, r"does not label 'second' \(known: digit, style\)", tmp_path / "labeler", ("second", "three"))
+    refused(OptionError, r"does not label 'styles' \(did you mean 'style'\?\)", tmp_path / "labeler", ("styles", "ink"))
 
 
 def test_a_classifier_of_classes_tells_the_domain_that_is_wanted(classifier, classifier_folder, digits):
     labeler = open_labeler(str(classifier_folder), [("digit", "three")])
     logits, _ = classifier.describe(to_float(digits.images[:50]))
-    told = labeler.describe(digits.images[:50]).told["digit"]
-    assert told.tolist() == [[digits.class_names[i]] for i in logits.argmax(1)]
+    found = labeler.describe(digits.images[:50]).values["digit"]
+    assert found.tolist() == [[digits.class_names[i]] for i in logits.argmax(1)]
     assert labeler.domains == {"digit": digits.class_names}
     assert open_labeler(str(classifier_folder), []).domains == {"object": digits.class_names}
 
@@ -243,8 +243,8 @@ def stock(folder, images, prompts):
     pixels = torch.stack([torch.from_numpy(by_hand("clip", image)).float() for image in images])
     words = tokenizer()(prompts, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
-        told = network(pixel_values=pixels, **words)
-    return told.image_embeds.double(), told.text_embeds.double()
+        found = network(pixel_values=pixels, **words)
+    return found.image_embeds.double(), found.text_embeds.double()
 
 
 PROMPTS = ["a church", "two cats and a dog", "", "x" * 400, "a church", "noise"]
@@ -272,13 +272,13 @@ def test_zero_shot_picks_the_nearest_prompt_in_each_domain(clip_folder):
     objects, styles = labeler.domains.values()
     assert objects[:2] == ("church", "umbrella stand") and set(objects[2:]) < set(DISTRACTORS["object"]) - {"umbrella"}
     assert styles[0] == "Claude Monet" and len(styles) == len(set(styles)) == len(objects) == 10
-    judged = labeler.describe(noise(40))
+    labeled = labeler.describe(noise(40))
     for domain, words in (("object", "a photo of a {}"), ("style", "a painting in the style of {}")):
         image, text = stock(clip_folder, noise(40), [words.format(value) for value in labeler.domains[domain]])
-        told = [labeler.domains[domain].index(value) for (value,) in judged.told[domain]]
-        assert (image @ text.T)[range(40), told] == pytest.approx((image @ text.T).max(1).values, abs=2e-3)
-        assert len(set(told)) > 1
-    assert judged.features.shape == (40, 12) and judged.features.dtype == np.float64
+        found = [labeler.domains[domain].index(value) for (value,) in labeled.values[domain]]
+        assert (image @ text.T)[range(40), found] == pytest.approx((image @ text.T).max(1).values, abs=2e-3)
+        assert len(set(found)) > 1
+    assert labeled.features.shape == (40, 12) and labeled.features.dtype == np.float64
     assert all(len({value.casefold() for value in own}) == len(own) >= 15 for own in DISTRACTORS.values())
 
 
@@ -286,9 +286,9 @@ def test_zero_shot_needs_ten_answers(clip_folder):
     clip, ten = f"clip:{clip_folder}", [("digit", str(i)) for i in range(10)]
     labeler = open_labeler(clip, ten)
     assert labeler.domains["digit"] == tuple("0123456789")
-    refused(OptionError, "9 answers of the domain 'digit': zero-shot CLIP needs at least 10", clip, *ten[:9])
-    refused(OptionError, "one answer for 'Church' and 'church'", clip, ("object", "Church"), ("object", "church"))
-    refused(OptionError, "name the values", clip)
+    refused(OptionError, "9 values of the domain 'digit', and needs at least 10", clip, *ten[:9])
+    refused(OptionError, "one label for 'Church' and 'church'", clip, ("object", "Church"), ("object", "church"))
+    refused(OptionError, "needs values to choose from", clip)
     assert labeler.hash != open_labeler(clip, [*ten, ("digit", "10")]).hash
 
 

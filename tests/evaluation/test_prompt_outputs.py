@@ -1,4 +1,4 @@
-"""What the metrics count on a text-to-image model, with a judge whose answers are known."""
+"""What the metrics count on a text-to-image model, with a labeler whose labels are known."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from erasure.evaluation.settings import EvaluationConfig
 from erasure.prompts.concept import Concept, Prompt, load_concept
 from erasure.sampling.draw import SamplingOptions
 from tests.conftest import pipeline_folder, tiny
-from tests.evaluation import test_classifiers as test_judges
-from tests.evaluation import test_dinov2
+from tests.evaluation import test_classifiers, test_dinov2
 from tests.evaluation.test_classifiers import saved
 
-clip_folder = test_judges.clip_folder
+clip_folder = test_classifiers.clip_folder
 dinov2_folder = test_dinov2.dinov2_folder
 WHOSE = {"cmmd": "clip", "fd_dinov2": "dinov2"}
 # The ten classes at their places among ImageNet's thousand.
@@ -147,7 +146,7 @@ def test_real_images_are_those_that_show_the_same(tmp_path):
     }
 
 
-def test_without_a_judge_every_metric_says_why(tmp_path):
+def test_without_a_labeler_every_metric_says_why(tmp_path):
     found = measured(outputs(CONCEPT, None, tmp_path), ())
     assert found.metrics == {} and found.ua is None
     assert (

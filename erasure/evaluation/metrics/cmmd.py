@@ -1,7 +1,7 @@
 """cmmd: squared MMD of CLIP's image embeddings to those of the reference, unbiased (after Jayasumana et al., 2024).
 
 Unit embeddings under a Gaussian kernel of width 10, times 1000, as in the paper; the estimator is not the paper's,
-which counts each image with itself and so tells equal distributions apart (by 0.11 at 50 images a side). Between equal
+which counts each image with itself and is above 0 for equal distributions (0.11 at 50 images a side). Between equal
 ones ours is 0 on average, so it can be negative. Compare numbers of one model only, named by --clip; the paper's is
 `openai/clip-vit-large-patch14-336`.
 """

@@ -1,7 +1,7 @@
 """composition: kept prompts of several things, with everything right at once (after Amara et al., 2025).
 
-Erasure is known to damage what a model can put together before it damages what it can draw alone: two digits side by
-side in a style count only if both digits, their order and the style are seen.
+Erasure damages what a model can combine before it damages single things. Two digits side by side in a style count only
+if the labeler sees both digits, their order and the style.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """cra: cross-domain retain accuracy, what is kept of other kinds (UnlearnCanvas, Zhang et al., 2024).
 
-Judged on the domains that nothing was erased from (styles when a digit is erased), on all prompts; of forget prompts
-also whatever else they show that was not erased, so a seven in an erased style must still be a seven.
+All prompts count, in the domains that nothing was erased from (styles when a digit is erased). Of forget prompts, all
+else that they show and that was not erased counts too: a seven in an erased style must still be a seven.
 """
 
 from __future__ import annotations

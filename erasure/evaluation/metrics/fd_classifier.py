@@ -1,7 +1,7 @@
 """fd_classifier: Fréchet distance to real images of kept classes in a classifier's features (Heusel et al., 2017).
 
-The formula is the FID's, the feature space is not: never compare it with an FID. `n_real` real
-training images stand on the other side; the interval is a delete-a-group jackknife over the drawn ones.
+The formula is the FID's, the feature space is not: never compare it with an FID. `n_real` real training images stand on
+the other side; the interval is a delete-a-group jackknife over the generated ones.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """ira: in-domain retain accuracy, what is kept of the erased kind (UnlearnCanvas, Zhang et al., 2024).
 
-Images of retain prompts, judged on the domains that something was erased from: the other digits when a digit is erased.
+Images of retain prompts, labeled in the domains that something was erased from: other digits when a digit is erased.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """paired_distance: how far kept images moved from the original's of the same seeds (after LPIPS, Zhang et al., 2018).
 
-The mean Euclidean distance of features between two images that share seed and noise: a held classifier's pooled
-features, or those named in `space`. There is no sampling noise between the two, so it sees small damage in few images.
+The mean Euclidean distance of features between two images that share seed and noise: a frozen classifier's pooled
+features, or those named in `space`. There is no sampling noise between the two, so it shows small damage in few images.
 """
 
 from __future__ import annotations
@@ -22,5 +22,5 @@ class PairedDistance(Metric):
     def measure(self, outputs: ModelOutputs) -> Score:
         """The mean over the retained classes (all samples of an unconditional model)."""
         first, second, space = outputs.paired_features()
-        moved = np.linalg.norm(first - second, axis=1)
-        return self.score(float(moved.mean()), len(moved), mean_interval(moved), space=space)
+        distances = np.linalg.norm(first - second, axis=1)
+        return self.score(float(distances.mean()), len(distances), mean_interval(distances), space=space)

@@ -1,7 +1,7 @@
 """ra: retain accuracy, accuracy on what was to be kept (Fan et al., 2024).
 
-For a generator: images asked for as a retained class, judged by a held classifier, also class by class. For a
-classifier: its own answers on the retain set.
+For a generator: images generated for the retained classes, labeled by a frozen classifier, also class by class. For a
+classifier: its own predictions on the retain set.
 """
 
 from __future__ import annotations

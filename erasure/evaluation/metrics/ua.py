@@ -1,8 +1,8 @@
 """ua: unlearning accuracy, 100 - accuracy on what was to be forgotten (Fan et al., 2024).
 
-For a generator: images asked for as a forgotten class, judged by a held classifier; of prompts that name several
-things, wherever in the image the forgotten one is. For a classifier: its own answers
-on the forget set. `given_original` counts only those that the original model gets right from the same seed or image.
+For a generator: images generated for a forgotten class, labeled by a frozen classifier; for prompts that name several
+things, the forgotten one anywhere in the image. For a classifier: its own predictions on the forget set.
+`given_original` counts only those that the original model gets right from the same seed or image.
 """
 
 from __future__ import annotations
