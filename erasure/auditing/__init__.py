@@ -1,1 +1,1 @@
-"""Audits: what a model still draws, judged by detectors, with counts, intervals and a verdict."""
+"""Audits: how often a model shows a concept, by detectors on its images, with counts, intervals and a verdict."""

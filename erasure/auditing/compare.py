@@ -339,13 +339,13 @@ def _figures(rows: Sequence[BaseRow], names: Sequence[str], marks: Mapping[str, 
     }
     figures: list[View] = []
     if rates:
-        drawn = plots.intervals(rates, "% of images", width=4.8, marked=marks.get("rate", ()))
-        figures.append(titled("Rate: images with the concept", drawn))
+        figure = plots.intervals(rates, "% of images", width=4.8, marked=marks.get("rate", ()))
+        figures.append(titled("Rate: images with the concept", figure))
     for name in names:
         scores = {row.name: row.metrics[name] for row in rows if name in row.metrics}
         first = next(iter(scores.values()))
         points = {key: (score.value, score.to_dict()["interval"]) for key, score in scores.items()}
         label = f"{first.unit} ({'higher' if first.higher_is_better else 'lower'} is better)".strip()
-        drawn = plots.intervals(points, label, width=4.8, marked=marks.get(name, ()))
-        figures.append(titled(COLUMNS.get(name, name), drawn))
+        figure = plots.intervals(points, label, width=4.8, marked=marks.get(name, ()))
+        figures.append(titled(COLUMNS.get(name, name), figure))
     return figures

@@ -38,7 +38,7 @@ class PlannedImage(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What tells it from any other image of its audit."""
+        """What identifies the image in its audit."""
         return self.row, self.image
 
 

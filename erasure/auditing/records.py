@@ -44,7 +44,7 @@ class ImageRecord(Record):
 
     @property
     def key(self) -> Key:
-        """What tells it from any other image of its audit."""
+        """What identifies the image in its audit."""
         return self.row, self.image
 
     @property

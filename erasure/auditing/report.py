@@ -195,13 +195,13 @@ def _figures(result: AuditResult) -> View:
     }
     if points:
         label = "% of images" + ("" if limit is None else "; dashed: the limit")
-        drawn = plots.intervals(points, label, width=4.8, reference=None if limit is None else 100 * limit)
-        figures["rate"] = titled("Rate with its 95 % interval", drawn)
+        figure = plots.intervals(points, label, width=4.8, reference=None if limit is None else 100 * limit)
+        figures["rate"] = titled("Rate with its 95 % interval", figure)
     lines = _sweep_lines(result)
     if lines:
         used = result.concept.threshold
-        drawn = plots.bands(lines, f"threshold (dashed: {used:g}, the one used)", "% of images", mark=used)
-        figures["sweep"] = titled("Rate at other thresholds", drawn)
+        figure = plots.bands(lines, f"threshold (dashed: {used:g}, the one used)", "% of images", mark=used)
+        figures["sweep"] = titled("Rate at other thresholds", figure)
     return figures
 
 

@@ -142,7 +142,7 @@ def tables(
     seed: int = 0,
     maximum: tuple[int, int] = (MAXIMUM_OVER, DRAWS),
 ) -> AuditCounts:
-    """Count everything that audit.json tells.
+    """Count everything that audit.json reports.
 
     Args:
         model_records: The records of the audited model.
@@ -317,9 +317,9 @@ class _Counter:
         return self._count(self.model, classes, threshold, member), base
 
     def _count(self, images: Images, classes: Sequence[str], threshold: float, member: np.ndarray | None) -> Count:
-        asked = self.concept.detector, self._columns(self.concept.detector, classes), threshold
+        criteria = self.concept.detector, self._columns(self.concept.detector, classes), threshold
         chosen = slice(None) if member is None else member[images.rows]
-        flags, detections = images.flags(*asked)[chosen], images.detections(*asked)[chosen]
+        flags, detections = images.flags(*criteria)[chosen], images.detections(*criteria)[chosen]
         return Count(int(flags.sum()), int(detections.sum()), *share_of(flags, images.groups[chosen], self.seed))
 
     def _maximum(self, images: Images) -> Maximum:

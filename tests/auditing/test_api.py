@@ -48,7 +48,7 @@ def _records(result):
 
 def test_the_result_is_what_audit_json_holds_and_the_command_prints(named, capsys):
     held = json.loads((Path(named.out) / "audit.json").read_text())
-    assert held == named.to_dict()
+    assert held == named.to_dict() and AuditResult.read(Path(named.out)) == named
     flags = ["--num-inference-steps", "2", "--guidance-scale", "4", "--detector", "image_classifier", "--limit", "2"]
     flags += ["--image-classifier-model", "digits-sd-classifier", "--detect", "three", "--out", named.out, "--json"]
     code = main(["audit", "digits-sd", "--base", "digits-sd", "--prompts", "digits/three", *flags])
