@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch before a verb runs.
+"""The command line. Nothing here imports torch before a verb runs, and what a verb needs is imported with it.
 
 stdout is the result (one JSON object with `--json`), stderr everything else. A mistake is one line and exit 1; a
 command that cannot be read at all is exit 2.
@@ -6,20 +6,19 @@ command that cannot be read at all is exit 2.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from erasure.cli.options import VERBS
 from erasure.cli.output import paint
-from erasure.core.distributed import is_main
+from erasure.cli.verbs import VERBS, UsageError
 from erasure.core.errors import ErasureError, OutputError, suggestion
-from erasure.core.logging import Level, log_debug, shown
 from erasure.core.option_names import options_as_flags
+
+if TYPE_CHECKING:
+    from erasure.core.logging import Level
 
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as shells report a program that wrote to a closed pipe
 OUT_OF_MEMORY = (
@@ -32,7 +31,7 @@ Erase a class, an object, a style or a concept from a model, ship the cleaned we
 
 {verbs}
 
-`erasure VERB --help` tells more. Two to begin with:
+Run `erasure VERB --help` for the options of a verb. Two commands to begin with:
   erasure demo --out demo
   erasure list methods
 """
@@ -42,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with options_as_flags(), shown(_level(arguments), paint("warning: ", "yellow", sys.stderr)):
+        with options_as_flags():
             try:
                 return _command(arguments)
             finally:
@@ -56,14 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _level(arguments: Sequence[str]) -> Level:
-    """How much to tell; read before the verb reads its options, so that it also holds for errors in them."""
-    return "verbose" if "--verbose" in arguments else "quiet" if "--quiet" in arguments else "normal"
-
-
 def _command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP.format(verbs="\n".join(f"  {name:10}{text}" for name, text in VERBS.items())), end="")
+        print(HELP.format(verbs="\n".join(f"  {name:12}{text}" for name, text in VERBS.items())), end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from importlib.metadata import version
@@ -73,10 +67,25 @@ def _command(arguments: list[str]) -> int:
     if arguments[0] not in VERBS:
         _complain(f"unknown verb {arguments[0]!r}{suggestion(arguments[0], VERBS)}")
         return 2
+    from erasure.core.logging import shown
+
+    with shown(_level(arguments), paint("warning: ", "yellow", sys.stderr)):
+        return _checked(arguments[0], arguments[1:])
+
+
+def _level(arguments: Sequence[str]) -> Level:
+    """How much to tell; read before the verb reads its options, so that it also holds for errors in them."""
+    return "verbose" if "--verbose" in arguments else "quiet" if "--quiet" in arguments else "normal"
+
+
+def _checked(verb: str, argv: Sequence[str]) -> int:
+    """Run a verb; an error that the user can mend becomes one line."""
     try:
-        return _run(arguments[0], arguments[1:])
+        return _run(verb, argv)
     except ErasureError as error:
-        if "--verbose" in arguments:
+        if "--verbose" in argv:
+            import traceback
+
             traceback.print_exc()
         _complain(str(error))
         return 1
@@ -88,17 +97,27 @@ def _command(arguments: list[str]) -> int:
 
 
 def _run(verb: str, argv: Sequence[str]) -> int:
+    import json
+    import time
+
+    from erasure.core.distributed import is_main
+    from erasure.core.logging import log_debug
+
     if "--verbose" not in argv:
         _silence_libraries()
     start = time.monotonic()
     command = import_module(f"erasure.cli.{verb}")
-    result, as_json, text_of = command.run(argv)
+    parser = command.parser(argv)
+    values = parser.read(argv)
+    try:
+        result, text_of = command.run(values)
+    except UsageError as error:
+        parser.error(str(error))
     log_debug(f"{verb} took {time.monotonic() - start:.1f} s")
-    if hasattr(result, "to_dict"):
-        result = result.to_dict()
+    document = result.to_dict() if hasattr(result, "to_dict") else result
     if is_main():
-        _show(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) if as_json else text_of(result))
-    return int(command.code(result)) if hasattr(command, "code") else 0
+        _show(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) if values.json else text_of(document))
+    return int(command.code(document)) if hasattr(command, "code") else 0
 
 
 def _complain(text: str) -> None:

@@ -1,41 +1,51 @@
-"""erasure influence"""
+"""`erasure influence`"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from erasure.cli.options import data_flags, model_flag, parser_of
+from erasure.cli.options import Fields, Parser, data_flags, model_flag, parser_of
 from erasure.cli.output import Answer
-from erasure.core.config import add_flags, build, given_flags
+from erasure.core.config import build
 
 
-def run(argv: Sequence[str]) -> Answer:
-    """Rank training samples by what they do to the test loss."""
-    influence = import_module("erasure.erasing.influence")
-    parser = parser_of(
+def parser(argv: Sequence[str]) -> Parser:
+    """The options of `influence`."""
+    made = parser_of(
         "influence",
         "erasure influence --model digits-classifier --out suspects",
         "erasure influence --model digits-classifier --known ids:5,17 --out found --json",
     )
-    model_flag(parser)
-    parser.add_argument("--out", required=True, help="the folder to write ranking.csv and found.svg to")
-    parser.add_argument(
+    model_flag(made)
+    made.add_argument("--out", metavar="DIR", required=True, help="folder for ranking.csv and found.svg")
+    made.add_argument(
         "--known",
         metavar="SAMPLES",
-        help="samples known to be wrong, to be found: mislabelled, ids:5,17 or ids:FILE "
+        help="samples known to be wrong, to see how many are found: mislabelled, ids:5,17 or ids:FILE "
         "(default: those that `erasure train classifier --mislabel` made wrong)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples for the curvature (default 0)")
-    data_flags(parser)
-    add_flags(parser, influence.InfluenceConfig)
-    values = parser.read(argv)
-    wanted = import_module("erasure.erasing.targets").TargetSpec(
+    made.add_argument("--seed", type=int, default=0, help="seed of the samples for the curvature (default 0)")
+    data_flags(made)
+    _settings().add_to(made)
+    return made
+
+
+def run(values: argparse.Namespace) -> Answer:
+    """Rank training samples by their effect on the test loss."""
+    spec = import_module("erasure.erasing.targets").TargetSpec(
         forget=values.known, data=values.data, data_dir=values.data_dir, image_size=values.image_size
     )
-    settings = build(influence.InfluenceConfig, "influence", given_flags(influence.InfluenceConfig, vars(values)))
-    return influence.influence(values.model, wanted, values.out, settings, values.seed), values.json, _shown
+    settings = _settings()
+    chosen = build(settings.kind, "influence", settings.given(values))
+    influence = import_module("erasure.erasing.influence").influence
+    return influence(values.model, spec, values.out, chosen, values.seed), _shown
+
+
+def _settings() -> Fields:
+    return Fields(import_module("erasure.erasing.influence").InfluenceConfig)
 
 
 def _shown(result: Any) -> str:

@@ -1,36 +1,28 @@
-"""The parts of the command line that verbs share: one-line errors, a help that ends with commands, common flags."""
+"""The option layer: the parser of a verb, fields of a dataclass as flags, and the groups of flags that verbs share."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from erasure.core.config import add_flags, given_flags
+from erasure.cli.output import paint
+from erasure.cli.verbs import VERBS
 from erasure.core.errors import OptionError, suggestion
 
-VERBS = {
-    "demo": "erase a digit from the model that ships, measure it and show it",
-    "train": "train a DDPM, a small Stable Diffusion or a classifier from nothing",
-    "exact": "keep a classifier as a service that forgets single samples exactly",
-    "influence": "rank the training samples of a classifier: which to look at first for wrong labels",
-    "mask": "compute which weights are salient for what is to be forgotten",
-    "erase": "erase classes or a concept from a model into a run folder",
-    "generate": "draw images from a model or a run",
-    "evaluate": "measure a run or a model",
-    "audit": "draw prompts, or take images, and say what a detector sees: counts, intervals, a verdict",
-    "compare": "put runs or audits side by side",
-    "benchmark": "compare methods over scenarios and seeds, in one table beside the original",
-    "export": "write a cleaned model for other tools",
-    "verify": "say what a file is, and prove what changed in it",
-    "list": "list methods, metrics, models, data or concepts",
-}
+if TYPE_CHECKING:
+    from erasure.erasing.targets import TargetSpec
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviations, and a suggestion for an unknown option."""
 
-    about: str = ""  # what decides, beside the verb, which options there are
+    about = ""  # what decides, beside the verb, which options there are
+    skip = 0  # how many words of the command line chose this parser
 
     def __init__(self, verb: str, examples: Sequence[str]) -> None:
         super().__init__(
@@ -43,11 +35,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr, exit 2."""
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"{paint(f'{self.prog}:', 'red', sys.stderr)} {message}; see `{self.prog} --help`\n")
+
+    def early(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The values of the flags that decide which others there are."""
+        words = [word for word in argv[self.skip :] if word not in ("-h", "--help")]
+        return self.parse_known_args(words)[0]
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse `argv`; raises OptionError for an option that is not known."""
-        values, unknown = self.parse_known_args(list(argv))
+        values, unknown = self.parse_known_args(list(argv[self.skip :]))
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
             near = suggestion(unknown[0].split("=")[0], options)
@@ -55,8 +52,87 @@ class Parser(argparse.ArgumentParser):
         return values
 
 
+class Fields:
+    """The fields of a dataclass as flags: `name: Annotated[type, "help"] = default` is read from `--name`.
+
+    A flag that was not given leaves no value, so that defaults of several origins (paper, family, model card, preset)
+    can be laid over each other in a known order. `flags` names the flags of fields whose own names are taken.
+    """
+
+    def __init__(self, kind: Any, flags: Mapping[str, str] | None = None) -> None:
+        self.kind = kind
+        self.flags = {field.name: (flags or {}).get(field.name, field.name) for field in dataclasses.fields(kind)}
+
+    @classmethod
+    def prefixed(cls, kind: Any, prefix: str) -> Fields:
+        """The fields of `kind` as flags that begin with `prefix`."""
+        return cls(kind, {field.name: f"{prefix}_{field.name}" for field in dataclasses.fields(kind)})
+
+    def add_to(self, group: argparse._ActionsContainer) -> None:
+        """Add a flag for each field; raises OptionError for one that `group` has already."""
+        hints = typing.get_type_hints(self.kind, include_extras=True)
+        for field in dataclasses.fields(self.kind):
+            base, text = _split(hints[field.name])
+            if dataclasses.is_dataclass(base) or base is tuple:
+                continue
+            flag = _flag(self.flags[field.name])
+            text = f"{text}{_default_note(field)}".replace("%", "%%")
+            try:
+                group.add_argument(flag, default=argparse.SUPPRESS, help=text, **_reader(base))
+            except argparse.ArgumentError as error:
+                name = f"{self.kind.__name__}.{field.name}"
+                raise OptionError(f"{name}: {flag} is an option already: rename the field") from error
+
+    def given(self, values: argparse.Namespace) -> dict[str, Any]:
+        """The fields that were given on the command line."""
+        return {name: getattr(values, flag) for name, flag in self.flags.items() if hasattr(values, flag)}
+
+    def written(self, values: Mapping[str, Any]) -> str:
+        """`values` of fields as they would be given on the command line."""
+        return " ".join(_written(self.flags.get(name, name), value) for name, value in values.items())
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _written(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return _flag(name if value else f"no_{name}")
+    return f"{_flag(name)} {value}"
+
+
+def _split(hint: Any) -> tuple[Any, str]:
+    """The plain type of an annotation (None left out) and its help text."""
+    text = ""
+    if hasattr(hint, "__metadata__"):
+        text, hint = str(hint.__metadata__[0]), hint.__origin__
+    if isinstance(hint, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    return hint, text
+
+
+def _default_note(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING or field.default is None or field.default == "":
+        return ""
+    return f" (default {field.default})"
+
+
+def _reader(base: Any) -> dict[str, Any]:
+    """How argparse reads a value of the type `base`."""
+    if base is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    choices = typing.get_args(base) if typing.get_origin(base) is Literal else None
+    return {"type": str, "choices": choices} if choices else {"type": base, "metavar": base.__name__.upper()}
+
+
+def parts(text: str | None) -> tuple[str, ...]:
+    """The names in a list that commas separate."""
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
 def parser_of(verb: str, *examples: str) -> Parser:
-    """The parser of a verb that prints a result; its help ends with `examples`."""
+    """Make the parser of a verb that prints a result; its help ends with `examples`."""
     parser = Parser(verb, examples)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     level = parser.add_mutually_exclusive_group()
@@ -66,7 +142,7 @@ def parser_of(verb: str, *examples: str) -> Parser:
 
 
 def data_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    """Flags for which data is meant."""
+    """Add the flags for which data is meant."""
     text = (
         "digits, digits_styles, cifar10, cifar100, svhn, tiny_imagenet, a folder or archive of class folders, or a hub "
         "id"
@@ -74,19 +150,19 @@ def data_flags(parser: argparse.ArgumentParser, required: bool = False) -> None:
     parser.add_argument(
         "--data", required=required, help=text + ("" if required else " (default: what the model was trained on)")
     )
-    parser.add_argument("--data-dir", help="where a named data set lies on disk")
-    parser.add_argument("--image-size", type=int, help="bring images to this size")
+    parser.add_argument("--data-dir", help="folder of a named data set")
+    parser.add_argument("--image-size", type=int, help="resize images to this size")
 
 
 def model_flag(parser: argparse.ArgumentParser) -> None:
-    """The flag for which model is meant."""
+    """Add the flag for which model is meant."""
     parser.add_argument(
         "--model", required=True, help="a shipped name, a folder, a .safetensors or .ckpt file, a run, or a hub id"
     )
 
 
 def target_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for what is to be forgotten, in classes or in words, and for the data behind it."""
+    """Add the flags for what is to be forgotten, in classes or in words, and for its data."""
     from erasure.erasing.targets.generated_images import TrainingImageOptions
 
     parser.add_argument(
@@ -96,37 +172,35 @@ def target_flags(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("what a text-to-image model is to forget")
     group.add_argument("--concept", help="presets of prompts/ (nudity, van-gogh, imagenette/church, ...) or CSV files")
-    group.add_argument(
-        "--anchor", help="what takes the place of --forget: one for all, or one for each (default: nothing)"
-    )
-    group.add_argument("--retain", help="prompts to keep, joined by commas, or a CSV file (default: everyday prompts)")
-    add_flags(group, TrainingImageOptions)
+    group.add_argument("--anchor", help="what replaces --forget: one for all, or one for each (default: nothing)")
+    group.add_argument("--retain", help="prompts to keep, by commas, or a CSV file (default: everyday prompts)")
+    Fields(TrainingImageOptions).add_to(group)
     data_flags(parser)
 
 
-def target_given(values: argparse.Namespace) -> Any:
-    """What the flags of `target_flags` ask for."""
+def target_given(values: argparse.Namespace) -> TargetSpec:
+    """Make the specification of what is to be forgotten from the flags of `target_flags`."""
     from erasure.erasing.targets import TargetSpec
     from erasure.erasing.targets.generated_images import TrainingImageOptions
 
     names = ("forget", "data", "data_dir", "image_size", "concept", "anchor", "retain")
-    training_images = given_flags(TrainingImageOptions, vars(values))
+    training_images = Fields(TrainingImageOptions).given(values)
     return TargetSpec(**{name: getattr(values, name) for name in names}, training_images=training_images)
 
 
 def evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for how a result is judged."""
+    """Add the flags for how a result is measured."""
     from erasure.sampling.draw import SamplingOptions
 
-    group = parser.add_argument_group("how the result is judged")
-    group.add_argument("--metrics", help="names joined by commas (default: all that apply without further files)")
-    group.add_argument("--classifier", help="model that judges samples (default: the one that ships for the data)")
+    group = parser.add_argument_group("how the result is measured")
+    group.add_argument("--metrics", help="names by commas (default: all that apply without further files)")
+    group.add_argument("--classifier", help="model that labels the samples (default: the one that ships for the data)")
     group.add_argument("--clip", help="CLIP model for clip_score and cmmd, a folder or a hub id")
     group.add_argument("--dinov2", help="DINOv2 model for fd_dinov2, a folder or a hub id")
     group.add_argument("--inception", help="Inception weights for fid and kid (.safetensors or .pth)")
     group.add_argument("--retrained", help="classifier trained without the forget set for avg_gap, a run or a model")
     group.add_argument("--sample-seed", type=int, help="seed of the samples (default 0)")
-    add_flags(group, SamplingOptions)
+    Fields(SamplingOptions).add_to(group)
 
 
 def evaluation_given(values: argparse.Namespace) -> dict[str, Any]:
@@ -138,5 +212,5 @@ def evaluation_given(values: argparse.Namespace) -> dict[str, Any]:
     }
     given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     if values.metrics:
-        given["metrics"] = tuple(part.strip() for part in values.metrics.split(",") if part.strip())
-    return {**given, **given_flags(SamplingOptions, vars(values))}
+        given["metrics"] = parts(values.metrics)
+    return {**given, **Fields(SamplingOptions).given(values)}

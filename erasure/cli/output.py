@@ -8,13 +8,15 @@ from importlib import import_module
 from typing import Any, TextIO
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33}
-Answer = tuple[Any, bool, Callable[[Any], str]]  # the result, whether as JSON, and how to show it otherwise
+Answer = tuple[Any, Callable[[Any], str]]  # a result, and what makes text of what `--json` prints of it
 
 
 def paint(text: str, colour: str, stream: TextIO | None) -> str:
-    """`text` in a colour of COLOURS, or as it is unless `stream` is a terminal and NO_COLOR is unset."""
-    plain = stream is None or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
-    return text if plain else f"\033[{COLOURS[colour]}m{text}\033[0m"
+    """`text` in a colour of COLOURS; as it is for another one, under NO_COLOR, and unless `stream` is a terminal."""
+    refused = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if colour not in COLOURS or refused or stream is None or not stream.isatty():
+        return text
+    return f"[{COLOURS[colour]}m{text}[0m"
 
 
 def table(rows: Sequence[Any]) -> str:

@@ -1,27 +1,31 @@
-"""erasure verify"""
+"""`erasure verify`"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from erasure.cli.options import parser_of
+from erasure.cli.options import Parser, parser_of
 from erasure.cli.output import Answer
 
 
-def run(argv: Sequence[str]) -> Answer:
-    """Say what a file is, and prove what changed in it."""
-    parser = parser_of(
+def parser(argv: Sequence[str]) -> Parser:
+    """The options of `verify`."""
+    made = parser_of(
         "verify",
         "erasure verify cleaned.delta.safetensors --base digits-ddpm",
         "erasure verify cleaned --json",
     )
-    parser.add_argument("file", help="an exported file or folder, or a mask")
-    parser.add_argument("--base", metavar="MODEL", help="the original model, to prove that nothing else changed")
-    values = parser.read(argv)
-    result = import_module("erasure.exporting.verify").verify(values.file, values.base)
-    return result.to_dict(), values.json, _shown
+    made.add_argument("file", help="an exported file or folder, or a mask")
+    made.add_argument("--base", metavar="MODEL", help="the original model, to prove that nothing else changed")
+    return made
+
+
+def run(values: argparse.Namespace) -> Answer:
+    """Say what a file is, and prove what changed in it."""
+    return import_module("erasure.exporting.verify").verify(values.file, values.base), _shown
 
 
 def _shown(found: Any) -> str:

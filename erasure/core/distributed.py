@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -72,6 +70,8 @@ def agreed(value: T) -> T:
 @contextlib.contextmanager
 def shared_folder() -> Iterator[Path]:
     """A temporary folder that all processes see; it is removed when all of them are done with it."""
+    import tempfile
+
     with tempfile.TemporaryDirectory() as own:
         yield Path(agreed(own))
         world().wait_for_everyone()
@@ -109,4 +109,6 @@ def _no_launcher() -> Iterator[None]:
 @functools.cache
 def _warn(text: str) -> None:
     """Warn once; not with core/logging, which asks this module who the main process is."""
+    import logging
+
     logging.getLogger("erasure").warning(text)

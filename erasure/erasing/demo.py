@@ -106,6 +106,8 @@ def demo(
     Returns `ua`, `ra`, `seconds`, `original` of the first, and of each scene its rows and the report's path. Continues
     where a killed run stopped.
     """
+    if seeds < 1:
+        raise OptionError(f"--seeds {seeds} must be at least 1")
     for name in scenes:
         if name not in SCENES:
             raise OptionError(f"unknown scene {name!r}{suggestion(name, SCENES)}")

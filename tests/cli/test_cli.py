@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from erasure.cli.options import VERBS
+from erasure.cli.verbs import VERBS
 
 SMALL = ("--num-images", 2, "--num-inference-steps", 2)
 

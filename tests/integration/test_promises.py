@@ -11,7 +11,7 @@ import pytest
 
 import erasure
 from erasure.cli import main
-from erasure.cli.options import VERBS
+from erasure.cli.verbs import VERBS
 from erasure.core import registry
 
 ROOT = Path(__file__).parent.parent.parent
