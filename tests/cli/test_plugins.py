@@ -16,8 +16,8 @@ from erasure.methods.base import GradientMethod
 class MyMethod(GradientMethod):
     beta: Annotated[float, "weight of the loss, 100% by default"] = 1.0
 
-    def loss(self, model, frozen, task, draws):
-        return {"loss": self.beta * model.loss(draws.retain, draws.generator)}
+    def loss(self, model, original, task, batches):
+        return {"loss": self.beta * model.per_sample_loss(batches.retain_examples(model)).mean()}
 '''
 FAULTS = {
     "missing file": (None, "MyMethod", "does not exist"),
