@@ -22,7 +22,7 @@ from erasure.core.records import Record, stored
 from erasure.core.run_dir import read_record
 from erasure.evaluation.metrics.base import Score
 from erasure.reports.compare_runs import RunComparison, compare_runs
-from erasure.reports.erase_report import COLUMNS, aligned, cell, rendered, titled
+from erasure.reports.erase_report import COLUMNS, Cell, Figure, aligned, cell, rendered, titled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def as_text(result: AuditComparison) -> str:
     return "\n".join([aligned(models), "", aligned(classes), "", *_sentences(result)]).rstrip()
 
 
-def _cell(row: BaseRow, metric: str) -> dict[str, str]:
+def _cell(row: BaseRow, metric: str) -> Cell:
     score = row.metrics.get(metric)
     return cell(None if score is None else score.to_dict())
 
@@ -330,14 +330,14 @@ def _model_view(row: BaseRow, names: Sequence[str], marks: Mapping[str, Sequence
     }
 
 
-def _figures(rows: Sequence[BaseRow], names: Sequence[str], marks: Mapping[str, Sequence[str]]) -> list[View]:
+def _figures(rows: Sequence[BaseRow], names: Sequence[str], marks: Mapping[str, Sequence[str]]) -> list[Figure]:
     """The rates, then a small plot for every metric, the worst value of each as a diamond."""
     rates = {
         row.name: (100 * row.rate.value, [100 * end for end in row.rate.interval])
         for row in rows
         if row.rate.value is not None
     }
-    figures: list[View] = []
+    figures: list[Figure] = []
     if rates:
         figure = plots.intervals(rates, "% of images", width=4.8, marked=marks.get("rate", ()))
         figures.append(titled("Rate: images with the concept", figure))

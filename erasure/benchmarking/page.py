@@ -11,7 +11,7 @@ from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN
 from erasure.benchmarking.result import BenchmarkResult, Table, TableRow
 from erasure.benchmarking.table import COLUMNS, LARGE_FIRST, columns_of, published, shown
 from erasure.core import plots
-from erasure.reports.erase_report import rendered, titled
+from erasure.reports.erase_report import Figure, rendered, titled
 
 SLOT = 0.19  # inches of height for a name beside a plot
 
@@ -133,7 +133,7 @@ def _means(row: TableRow, columns: Sequence[str]) -> dict[str, float | None]:
     return means | ({"avg_gap": 0.0} if row["name"] == RETRAIN and "avg_gap" in columns else {})
 
 
-def _figure(scenario: Table) -> dict[str, Any] | None:
+def _figure(scenario: Table) -> Figure | None:
     """AvgGap of every row, or what it forgets against what it keeps."""
     points = spots(scenario)
     if points:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,20 @@ def unseen_prompts(concept: Concept, dataset: Dataset, count: int, seed: int) ->
         )
     half = min(len(beside), max(count // 2, count - len(alone)))
     return tuple(Prompt(text, "", shows) for _, _, text, shows in (*alone[: count - half], *beside[:half]))
+
+
+class ShownValue(NamedTuple):
+    """A value that row number `row` shows, at its place among those of its domain."""
+
+    row: int
+    domain: str
+    place: int
+    value: str
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The domain and the value."""
+        return self.domain, self.value
 
 
 class PromptOutputs(GeneratorOutputs):
@@ -139,30 +154,30 @@ class PromptOutputs(GeneratorOutputs):
         return forgotten if part == "forget" else ~forgotten
 
     @cached_property
-    def _trials(self) -> list[tuple[int, str, int, str]]:
-        """(row, domain, place, value) for everything that rows show."""
+    def _shown_values(self) -> list[ShownValue]:
+        """Everything that the rows show."""
         found = []
         for number, row in enumerate(self.rows):
             places: Counter[str] = Counter()
             for domain, value in row.shows:
-                found.append((number, domain, places[domain], value))
+                found.append(ShownValue(number, domain, places[domain], value))
                 places[domain] += 1
         return found
 
-    def _hits(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
-        """Whether the labeler sees what each trial names, over its row's images, (len(trials) * num_images,)."""
+    def _hits(self, shown: list[ShownValue]) -> np.ndarray:
+        """Whether the labeler sees each value in its place, in its row's images, (len(shown) * num_images,)."""
         count, seen = self.count, self._labels.values
         return np.concatenate(
             [
                 seen[domain][row * count : (row + 1) * count, place] == value
-                for row, domain, place, value in _some(trials)
+                for row, domain, place, value in _some(shown)
             ]
         )
 
-    def _anywhere(self, trials: list[tuple[int, str, int, str]]) -> np.ndarray:
-        """The same anywhere in the image; a value that a row names twice is one trial."""
+    def _anywhere(self, shown: list[ShownValue]) -> np.ndarray:
+        """The same anywhere in the image; a value that a row names twice counts once."""
         count, seen = self.count, self._labels.values
-        named = dict.fromkeys((row, domain, value) for row, domain, _, value in _some(trials))
+        named = dict.fromkeys((row, domain, value) for row, domain, _, value in _some(shown))
         return np.concatenate(
             [(seen[domain][row * count : (row + 1) * count] == value).any(axis=1) for row, domain, value in named]
         )
@@ -175,24 +190,22 @@ class PromptOutputs(GeneratorOutputs):
         erased = self.concept.erased
         domains = {domain for domain, _ in erased}
         if part == "forget":
-            return self._anywhere([t for t in self._trials if self._is_forget(t[0]) and (t[1], t[3]) in erased])
-        return self._hits(
-            [t for t in self._trials if not self._is_forget(t[0]) and t[1] in domains and self._single(t)]
-        )
+            return self._anywhere(
+                [one for one in self._shown_values if self._is_forget(one.row) and one.pair in erased]
+            )
+        kept = [one for one in self._shown_values if not self._is_forget(one.row) and self._single(one)]
+        return self._hits([one for one in kept if one.domain in domains])
 
     def across(self) -> np.ndarray:
         """Whether values of other domains are seen, and in forget rows all values that were not erased."""
         erased = self.concept.erased
         domains = {domain for domain, _ in erased}
-        return self._hits(
-            [
-                t
-                for t in self._trials
-                if (t[1], t[3]) not in erased
-                and self._single(t)
-                and (t[1] not in domains or (self._is_forget(t[0]) and bool(domains & self._erased_in(t[0]))))
-            ]
-        )
+
+        def counts(one: ShownValue) -> bool:
+            beside_erased = self._is_forget(one.row) and bool(domains & self._erased_in(one.row))
+            return one.pair not in erased and self._single(one) and (one.domain not in domains or beside_erased)
+
+        return self._hits([one for one in self._shown_values if counts(one)])
 
     def correct_in(self, kind: Kind) -> np.ndarray:
         """Whether what retain prompts name is seen, in the erased domain, across others, or all of it at once."""
@@ -209,18 +222,17 @@ class PromptOutputs(GeneratorOutputs):
     def _erased_in(self, row: int) -> set[str]:
         return {domain for domain, value in self.rows[row].shows if (domain, value) in self.concept.erased}
 
-    def _single(self, trial: tuple[int, str, int, str]) -> bool:
-        return max(Counter(domain for domain, _ in self.rows[trial[0]].shows).values()) == 1
+    def _single(self, one: ShownValue) -> bool:
+        """Whether its row shows one thing of each domain."""
+        return max(Counter(domain for domain, _ in self.rows[one.row].shows).values()) == 1
 
     def together(self) -> np.ndarray:
         """Whether the labeler sees everything at once that a composition to retain shows, one boolean an image."""
-        rows = sorted({t[0] for t in self._trials if not self._single(t) and not self._is_forget(t[0])})
+        rows = sorted({one.row for one in self._shown_values if not self._single(one) and not self._is_forget(one.row)})
         if not rows:
             raise NotApplicableError("no prompt to retain shows two things of one domain")
-        per_row = [
-            self._hits([t for t in self._trials if t[0] == row]).reshape(-1, self.count).all(axis=0) for row in rows
-        ]
-        return np.concatenate(per_row)
+        hits = [self._hits([one for one in self._shown_values if one.row == row]) for row in rows]
+        return np.concatenate([of_row.reshape(-1, self.count).all(axis=0) for of_row in hits])
 
     def features(self, part: Part) -> np.ndarray:
         """The labeler's pooled features of the images, (n, d)."""
@@ -279,8 +291,8 @@ class PromptOutputs(GeneratorOutputs):
         return names.index(shown[1]) if shown[1] in names else len(names)
 
 
-def _some(trials: list[tuple[int, str, int, str]]) -> list[tuple[int, str, int, str]]:
-    """The trials; raises NotApplicableError when there are none."""
-    if not trials:
+def _some(shown: list[ShownValue]) -> list[ShownValue]:
+    """The values; raises NotApplicableError when there are none."""
+    if not shown:
         raise NotApplicableError("no prompt shows anything of that kind (the column `shows`)")
-    return trials
+    return shown

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from erasure.core import plots
 from erasure.core.errors import RunError
 from erasure.core.files import write_text
 from erasure.core.records import Facts, Record, stored
 from erasure.core.run_dir import RunRecord, read_record
-from erasure.reports.erase_report import COLUMNS, rendered, table, titled
+from erasure.reports.erase_report import COLUMNS, Figure, rendered, table, titled
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ def compare_runs(runs: Sequence[str], html: str | Path | None = None) -> RunComp
     Originals with the same metrics appear once. Raises RunError for a folder that is no finished erasure.
     """
     documents = {run: _finished(run) for run in runs}
-    rows: list[dict[str, Any]] = []
-    originals: dict[str, dict[str, Any]] = {}
+    rows: list[Facts] = []
+    originals: dict[str, Facts] = {}
     for run, document in documents.items():
         result, settings = document["result"], document["settings"]
         name = f"{settings['method']} ({Path(run).name})"
@@ -55,7 +54,7 @@ def _finished(run: str) -> RunRecord:
     return document
 
 
-def _figures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _figures(rows: Sequence[Facts]) -> list[Figure]:
     """One plot for each metric: every row's value with its interval, and no average that could hide a bad number."""
     figures = []
     for name, title in COLUMNS.items():

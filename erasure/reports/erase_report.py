@@ -10,7 +10,7 @@ import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -29,6 +29,46 @@ COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifie
            "clip_score": "CLIP score", "steps_to_forget": "steps to UA 95 %",
            "fid": "FID", "kid": "KID", "cmmd": "CMMD", "fd_dinov2": "FD (DINOv2)",
            "ta": "TA", "mia": "MIA", "loss_auc": "loss AUC", "avg_gap": "AvgGap"}  # fmt: skip
+
+
+class Cell(TypedDict):
+    """A metric as a table shows it: value, interval and n, each as text."""
+
+    value: str
+    interval: str
+    n: str
+
+
+class TableRow(TypedDict):
+    """A row of a comparison, with a cell for each metric."""
+
+    name: str
+    mask: str
+    cells: list[Cell]
+    seconds: str
+
+
+class ComparisonTable(TypedDict):
+    """The header and the rows of a comparison of runs."""
+
+    header: list[str]
+    rows: list[TableRow]
+
+
+class Figure(TypedDict):
+    """A plot with its title; `svg` is safe to print."""
+
+    title: str
+    svg: Markup
+
+
+class ClassRow(TypedDict):
+    """Images of a class or prompt from the same seeds before and after, as data URIs."""
+
+    name: str
+    forgotten: bool
+    before: str
+    after: str
 
 
 def write_report(
@@ -84,12 +124,12 @@ def rendered(template: str = "report.html", /, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def table(rows: Sequence[Mapping[str, Any]]) -> ComparisonTable:
     """Header and cells of a comparison; a metric has its value, interval and n, or a dash."""
     measured = {name for row in rows for name in row.get("metrics", {})}
     present = [*(name for name in COLUMNS if name in measured), *sorted(measured - set(COLUMNS))]
     header = ["", "mask", *(COLUMNS.get(name, name) for name in present), "seconds"]
-    body = []
+    body: list[TableRow] = []
     for row in rows:
         cells = [cell(row.get("metrics", {}).get(name)) for name in present]
         seconds = row.get("seconds")
@@ -104,7 +144,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"header": header, "rows": body}
 
 
-def as_text(built: Mapping[str, Any]) -> str:
+def as_text(built: ComparisonTable) -> str:
     """The same table for a terminal."""
     lines = [built["header"]]
     for row in built["rows"]:
@@ -128,7 +168,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def cell(score: Mapping[str, Any] | None) -> dict[str, str]:
+def cell(score: Mapping[str, Any] | None) -> Cell:
     """Value, interval and n of a metric as a table shows them; a dash for a missing one."""
     if score is None:
         return {"value": "-", "interval": "", "n": ""}
@@ -145,7 +185,7 @@ def picture(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _class_rows(before: ModelOutputs | None, after: ModelOutputs | None) -> list[dict[str, Any]]:
+def _class_rows(before: ModelOutputs | None, after: ModelOutputs | None) -> list[ClassRow]:
     """For each class, images from the same seeds before and after; forgotten classes first."""
     if not isinstance(before, GeneratorOutputs) or not isinstance(after, GeneratorOutputs):
         return []
@@ -161,7 +201,7 @@ def _class_rows(before: ModelOutputs | None, after: ModelOutputs | None) -> list
     ]
 
 
-def _figures(run: RunDir) -> list[dict[str, Any]]:
+def _figures(run: RunDir) -> list[Figure]:
     records = read_log(run.folder / "log.jsonl")
     figures = []
     series = {
@@ -182,7 +222,7 @@ def _figures(run: RunDir) -> list[dict[str, Any]]:
     return figures
 
 
-def titled(title: str, figure: Any) -> dict[str, Any]:
+def titled(title: str, figure: Any) -> Figure:
     """A figure for a page; the plotting library has escaped its text."""
     return {"title": title, "svg": Markup(plots.svg(figure))}  # noqa: S704
 
@@ -198,6 +238,7 @@ def _facts(run: RunDir, result: Mapping[str, Any]) -> dict[str, str]:
         "weights changed": f"{result['changed_weights']:,} of {result['total_weights']:,}",
         "relative change": f"{result['relative_change']:.4f}",
         "seconds of the mask": f"{result['mask_seconds']:.1f}",
+        "seconds by phase": ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.get("phases", {}).items()),
         "options": ", ".join(f"{key} {value}" for key, value in steps.items()),
         "saliency": ", ".join(f"{key} {value}" for key, value in settings["saliency"].items()),
         "seeds": f"run {settings['seed']}, samples {settings['evaluation']['sample_seed']}",

@@ -44,6 +44,8 @@ def test_the_report_shows_everything_and_loads_nothing(report):
         "UA and RA along the steps",
         "Share of weights",
         "hash of the original",
+        "seconds by phase",
+        ", train ",
     ):
         assert part in page, part
     assert page.count("<svg") == 3
