@@ -1,7 +1,7 @@
-"""Train a model from nothing: `erasure train ddpm`, `erasure train sd` and `erasure train classifier`.
+"""Train a model from random weights: `erasure train ddpm`, `erasure train sd` and `erasure train classifier`.
 
-A killed training resumes with the same bits. It leaves a folder that `erasure` and the stock library load, a model card
-with the command, and pictures of the loss and of samples.
+A killed training continues to the same bits. The result is a folder that `erasure` and the stock library load, with a
+model card that has the command, and pictures of the loss and of samples.
 """
 
 from __future__ import annotations
@@ -44,21 +44,19 @@ def train(
     seed: int = 0,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train a model of `recipe` on `data` into the folder `out`; returns what the run recorded as its result.
+    """Train a model of `recipe` on `data`, and return the result that the run records.
 
-    `limit` keeps the first images only, as even over the classes as the data allows. A killed run continues from its
-    last checkpoint and ends with the same bits. With `resume`, `out` must hold a run to resume.
+    Args:
+        recipe: Kind of model, architecture and training options.
+        data: A data set's name, or a folder of images.
+        out: The run's folder; a killed run in it continues from its last checkpoint and ends with the same bits.
+        data_dir: Where the data set's files are, if not in the current folder.
+        image_size: The size in pixels that images are brought to; None: their own.
+        limit: Keep the first images only, as evenly over the classes as the data allows.
+        seed: Seed of all random numbers.
+        resume: Require that `out` has a run to continue.
     """
-    dataset = load_dataset(data, "train", data_dir, image_size)
-    dataset = dataset.first(limit) if limit else dataset
-    dataset.check()
-    recipe.check(dataset)
-    if isinstance(recipe, ClassifierRecipe):
-        test = load_dataset(data, "test", data_dir, image_size)
-        if test.class_names != dataset.class_names:
-            raise DataError(f"{data}: the test split has other classes than the train split")
-        if recipe.mislabel:
-            dataset, _ = mislabelled(dataset, recipe.mislabel, seed)
+    dataset, test = _data(recipe, data, data_dir, image_size, limit, seed)
     source = {
         "data": placed(data),
         "data_dir": str(Path(data_dir).resolve()) if data_dir else None,
@@ -76,11 +74,7 @@ def train(
         outcome = recipe.fit(model, dataset, seed, folder=run.folder, fingerprint=run.fingerprint)
         if recipe.weights_dtype == "float16":
             _round(model)
-        result = {"seconds": outcome.seconds, "steps": recipe.steps, "loss": _final_loss(outcome), "hash": model.hash}
-        if isinstance(model, Classifier):
-            result["test_accuracy"] = accuracy(model, test)
-        if isinstance(model, StableDiffusion):
-            result["reconstruction_error"] = reconstruction_error(model, dataset.first(500).images)
+        result = _measured(model, recipe, outcome, dataset, test)
         model.info["training"] = result
         if is_main():
             _publish(model, outcome, run, dataset, seed)
@@ -90,8 +84,36 @@ def train(
         return result
 
 
+def _data(
+    recipe: Recipe, data: str, data_dir: str | None, image_size: int | None, limit: int | None, seed: int
+) -> tuple[Dataset, Dataset]:
+    """The checked train split, and the test split for a classifier (for other models the train split again)."""
+    dataset = load_dataset(data, "train", data_dir, image_size)
+    dataset = dataset.first(limit) if limit else dataset
+    dataset.check()
+    recipe.check(dataset)
+    if not isinstance(recipe, ClassifierRecipe):
+        return dataset, dataset
+    test = load_dataset(data, "test", data_dir, image_size)
+    if test.class_names != dataset.class_names:
+        raise DataError(f"{data}: the test split has other classes than the train split")
+    if recipe.mislabel:
+        dataset, _ = mislabelled(dataset, recipe.mislabel, seed)
+    return dataset, test
+
+
+def _measured(model: Model, recipe: Recipe, outcome: TrainingResult, dataset: Dataset, test: Dataset) -> dict[str, Any]:
+    """The result of a training: seconds, steps, final loss, hash, and the accuracy or reconstruction error."""
+    result = {"seconds": outcome.seconds, "steps": recipe.steps, "loss": _final_loss(outcome), "hash": model.hash}
+    if isinstance(model, Classifier):
+        result["test_accuracy"] = accuracy(model, test)
+    if isinstance(model, StableDiffusion):
+        result["reconstruction_error"] = reconstruction_error(model, dataset.first(500).images)
+    return result
+
+
 def accuracy(model: Classifier, dataset: Dataset) -> float:
-    """Percentage of `dataset` that the classifier labels rightly, in every aspect where it tells several."""
+    """Percentage of `dataset` that the classifier labels correctly, in every aspect if it has several."""
     logits, _ = model.describe(to_float(dataset.images))
     right = np.ones(len(dataset), dtype=bool)
     if not model.aspects:
@@ -102,7 +124,7 @@ def accuracy(model: Classifier, dataset: Dataset) -> float:
 
 
 def _round(model: Model) -> None:
-    """Make what is measured and shown from here on what the half-precision files will hold."""
+    """Round weights to half precision, as the files will have them, so that what is measured holds for the files."""
     for module in (model.network, *getattr(model, "parts", {}).values()):
         if isinstance(module, torch.nn.Module):
             module.half().float()
