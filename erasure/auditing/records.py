@@ -92,7 +92,9 @@ def _read(path: Path) -> Iterator[ImageRecord]:
     """The whole records of a file, none where there is no file; a last line that a kill cut short is left out."""
     if path.exists():
         for number, values in enumerate(json_lines(path), start=1):
-            yield ImageRecord.from_dict(values, f"{path}, line {number} is not the record of an image")
+            yield ImageRecord.from_dict(
+                values, f"{path}, line {number} is damaged, delete it and run the same audit again"
+            )
 
 
 NO_BOX = np.zeros((0, 2))

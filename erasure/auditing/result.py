@@ -322,7 +322,7 @@ class AuditResult(Record):
             raise RunError(
                 f"{path} has schema {document.get('schema')}, expected {SCHEMA}: run the audit again into another --out"
             )
-        return cls.from_dict(document, f"{path} is not the result of an audit")
+        return cls.from_dict(document, f"{path} is damaged, remove it and run the same audit again")
 
     def _repr_html_(self) -> str:
         """The verdict, its reasons and the claim, for a notebook."""

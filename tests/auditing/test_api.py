@@ -114,5 +114,5 @@ def test_the_record_names_what_was_changed_of_a_protocol(changes, name):
 def test_damage_is_one_line_that_names_the_file(named, tmp_path):
     text = (Path(named.out) / "audit.json").read_text()
     (tmp_path / "audit.json").write_text(text.replace('"planned": 2', '"planned": "two"'))
-    with pytest.raises(RunError, match=r"audit.json is not the result of an audit: planned is 'two', expected a whole"):
+    with pytest.raises(RunError, match=r"audit.json is damaged, .*: planned is 'two', expected a whole"):
         AuditResult.read(tmp_path)

@@ -195,7 +195,7 @@ def test_a_damaged_record_is_one_line(threes, capsys):
     (copy / "model.jsonl").write_text("\n".join([lines[0].replace('"image": 0', '"image": "0"'), *lines[1:]]) + "\n")
     assert main(["audit", *arguments, "--out", str(copy)]) == 1
     err = capsys.readouterr().err
-    assert "model.jsonl, line 1 is not the record of an image: image is '0'" in err and err.count("\n") == 1
+    assert "line 1 is damaged, delete it and run the same audit again: image is '0'" in err and err.count("\n") == 1
 
 
 def test_another_audit_keeps_its_folder(threes, capsys):
