@@ -21,7 +21,7 @@ SIDECAR = "provenance.json"  # in a folder; beside a file it has the file's name
 HEADER_LIMIT = 900_000  # characters; programs read a header whole, and some show it
 
 
-class Measured(TypedDict):
+class MeasuredValue(TypedDict):
     """The value of a metric, over how many trials, with its interval of 95 %, and the metric's version."""
 
     value: float
@@ -88,7 +88,7 @@ class Provenance(TypedDict, total=False):
     changed_weights: int
     total_weights: int
     relative_change: float | None
-    metrics: dict[str, Measured]
+    metrics: dict[str, MeasuredValue]
     versions: dict[str, str]
     marks: dict[str, Any]  # see Marks in models/info.py
     family: str
@@ -143,7 +143,7 @@ def _anchors(concept: Mapping[str, Any] | None) -> list[str] | None:
 
 
 def _measured(score: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: score.get(key) for key in Measured.__annotations__}
+    return {key: score.get(key) for key in MeasuredValue.__annotations__}
 
 
 def header_text(provenance: Provenance) -> str:

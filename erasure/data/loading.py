@@ -1,8 +1,9 @@
-"""Data sets by name, by path or by hub id; `load_dataset` is the one door."""
+"""Load a data set by its name, its path or its hub id."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from erasure.core import registry
 from erasure.core.errors import DataError, suggestion
@@ -28,23 +29,32 @@ def load_dataset(
     another size than `image_size` are resized and cropped to it.
     Raises DataError when it is missing, broken or not what it claims to be.
     """
+    directory = Path(data_dir) if data_dir is not None else None
+    _check(spec, split, directory, image_size)
+    dataset = _loaded(spec, split, directory, image_size)
+    dataset.check()
+    return dataset
+
+
+def _check(spec: str, split: str, directory: Path | None, image_size: int | None) -> None:
+    """Raise DataError for a choice that cannot be."""
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: expected train or test")
-    directory = Path(data_dir) if data_dir is not None else None
     if directory is not None and not directory.exists():
         raise DataError(f"--data-dir {directory} does not exist")
     if image_size is not None and image_size < 1:
         raise DataError(f"--image-size {image_size} must be at least 1")
-    named = spec in registry.names("data")
-    if named and spec not in ("image_folder", "hub") and image_size is not None:
+    if image_size is not None and spec in set(registry.names("data")) - {"image_folder", "hub"}:
         raise DataError(f"--data {spec} has one size and takes no --image-size")
-    if named:
-        dataset = registry.load("data", spec)().load(split, directory)
+
+
+def _loaded(spec: str, split: str, directory: Path | None, image_size: int | None) -> Dataset:
+    if spec in registry.names("data"):
+        found = registry.load("data", spec)().load(split, directory)
     elif Path(spec).exists():
-        dataset = registry.load("data", "image_folder")().load(split, Path(spec), image_size)
+        found = registry.load("data", "image_folder")().load(split, Path(spec), image_size)
     elif spec.count("/") == 1 and not spec.startswith((".", "/")):
-        dataset = registry.load("data", "hub")().load(split, spec, image_size)
+        found = registry.load("data", "hub")().load(split, spec, image_size)
     else:
         raise DataError(f"--data {spec} is neither a path nor a data set{suggestion(spec, registry.names('data'))}")
-    dataset.check()
-    return dataset
+    return cast(Dataset, found)

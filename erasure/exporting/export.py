@@ -175,10 +175,7 @@ def apply_delta(
     `dtype`; to another fine-tune of the same architecture it adds the same change, and says so. Raises ModelError
     when the model is of another architecture, or when the delta is damaged.
     """
-    tensors, header = read_tensors(Path(delta))
-    provenance = read_provenance(header, delta)
-    if header.get("format") not in (DELTA, VALUES_ONLY) or not {"base_hash", "hash"} <= set(header) or not provenance:
-        raise ModelError(f"--apply {delta} is not a delta: make one with `erasure export RUN --format delta`")
+    tensors, header, provenance = _read_delta(Path(delta))
     options, target = ExportOptions(_dtype(dtype)), Path(out)
     base = model.clone() if isinstance(model, Model) else load_model(model)
     format = "safetensors" if target.suffix == ".safetensors" else "diffusers"
@@ -188,20 +185,30 @@ def apply_delta(
         before, place, template = original(str(model), base) or Original.of(base), str(model), _template(str(model))
     cleaned = Cleaned(before, base, _bare(provenance), template)
     check(format, cleaned, target, options)
-    own = base.hash == header["base_hash"]
-    if not own:
+    if base.hash == header["base_hash"]:
+        after = applied(base.network.state_dict(), tensors)
+        found = hash_tensors(after)
+        if found != header["hash"]:
+            raise ModelError(f"{delta} is damaged: applied to {place} it does not give the cleaned model")
+    else:
         _check_relative(base, header, f"--to {place} is not the model that {delta} was made from")
-    after = applied(base.network.state_dict(), tensors, exact=own)
-    found = hash_tensors(after)
-    if own and found != header["hash"]:
-        raise ModelError(f"{delta} is damaged: applied to {place} it does not give the cleaned model")
-    if not own:
+        after = applied(base.network.state_dict(), tensors, exact=False)
+        found = hash_tensors(after)
         log_user(f"{delta} was applied to another model than it was made for: audit the result again")
         provenance = _of_relative(provenance, place, base.hash, found)
     _check_free(target, {"hash": found})
     _replace_weights(base, after, provenance)
     cleaned = replace(cleaned, provenance=cast(Provenance, {**_bare(provenance), "marks": base.marks}))
     return _result(target, "delta applied", write(format, cleaned, target, options))
+
+
+def _read_delta(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Provenance]:
+    """The tensors, the header and the provenance of a delta; raises ModelError for any other file."""
+    tensors, header = read_tensors(path)
+    provenance = read_provenance(header, path)
+    if header.get("format") not in (DELTA, VALUES_ONLY) or not {"base_hash", "hash"} <= set(header) or not provenance:
+        raise ModelError(f"--apply {path} is not a delta: make one with `erasure export RUN --format delta`")
+    return tensors, header, provenance
 
 
 def _check_relative(base: Model, header: Mapping[str, str], refusal: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from erasure.core.model_card import bullets, model_card, table
-from erasure.core.provenance import LoraReport, Measured, Provenance
+from erasure.core.provenance import LoraReport, MeasuredValue, Provenance
 
 LISTED = 20  # prompts that a card shows
 
@@ -107,7 +107,7 @@ def _low_rank(lora: LoraReport) -> list[str]:
     ]
 
 
-def _measured(metrics: Mapping[str, Measured]) -> list[str]:
+def _measured(metrics: Mapping[str, MeasuredValue]) -> list[str]:
     """A table with intervals and what they allow to say: counts under a protocol, never that a concept is gone."""
     if not metrics:
         return ["Nothing: no claim is made about what this model still generates. `erasure evaluate` measures it."]
@@ -120,7 +120,7 @@ def _measured(metrics: Mapping[str, Measured]) -> list[str]:
     return [table(header, rows), *_claim(metrics.get("ua"))]
 
 
-def _claim(ua: Measured | None) -> list[str]:
+def _claim(ua: MeasuredValue | None) -> list[str]:
     if not ua or not ua["n"]:
         return []
     trials = ua["n"]

@@ -74,17 +74,20 @@ def kind_of(shapes: Shapes, source: str) -> str:
     if f"{UNET}input_blocks.0.0.weight" not in shapes:
         _refuse_part(shapes, source)
     kind = next((kind for prefix, kind in TEXT.items() if _any(shapes, prefix)), None)
-    missing = [] if kind else ["text encoder"]
-    if kind == "sdxl" and not _any(shapes, "conditioner.embedders.0.transformer."):
-        missing.append("first text encoder")
-    if kind is None and _any(shapes, "conditioner.embedders.0.transformer."):
-        missing = ["second text encoder"]
-    missing += [] if _any(shapes, VAE) else ["VAE"]
+    missing = _missing_encoder(shapes, kind) + ([] if _any(shapes, VAE) else ["VAE"])
     if missing or kind is None:
         only = "a bare UNet" if len(missing) == 2 else "an incomplete model"
         raise ModelError(f"{source} is {only} (missing {' and '.join(missing)}): {FULL}")
     _check_unet(shapes, kind, source)
     return kind
+
+
+def _missing_encoder(shapes: Shapes, kind: str | None) -> list[str]:
+    """The text encoder that a file lacks, for a message."""
+    first = _any(shapes, "conditioner.embedders.0.transformer.")
+    if kind is None:
+        return ["second text encoder" if first else "text encoder"]
+    return ["first text encoder"] if kind == "sdxl" and not first else []
 
 
 def _refuse_foreign(shapes: Shapes, source: str) -> None:

@@ -182,17 +182,12 @@ def write_patched(
     is not in it or has another shape, and when a number does not fit the format.
     """
     source = _Pickle(template) if is_pickle(template) else _Safetensors(template)
-    for name, tensor in changed.items():
-        if name not in source.shapes or name.startswith(drop or "\0"):
-            raise ModelError(f"{template} has no tensor {name!r}: it is not the file this model came from")
-        if tuple(tensor.shape) != source.shapes[name][1]:
-            raise ModelError(
-                f"{template}: tensor {name!r} is {source.shapes[name][1]}, the changed one {tuple(tensor.shape)}"
-            )
+    shapes = {name: shape for name, shape in source.shapes.items() if not name.startswith(drop or "\0")}
+    _check_changed(template, shapes, changed)
+    cast_to = CODES[dtype] if dtype else None
     wanted = {
-        name: (CODES[dtype] if dtype and DTYPES[code].is_floating_point else code, shape)
-        for name, (code, shape) in source.shapes.items()
-        if not name.startswith(drop or "\0")
+        name: (cast_to if cast_to and DTYPES[code].is_floating_point else code, shape)
+        for name, (code, shape) in shapes.items()
     }
     same = wanted == source.shapes and isinstance(source, _Safetensors)
     entries = source.entries if same else placed(wanted)
@@ -208,6 +203,17 @@ def write_patched(
 
     with source, atomic_path(out) as temporary, open(temporary, "wb") as target:
         _write(target, entries, {**kept, **metadata}, content)
+
+
+def _check_changed(
+    template: Path, shapes: Mapping[str, tuple[str, tuple[int, ...]]], changed: Mapping[str, Tensor]
+) -> None:
+    """Raise ModelError for a changed tensor that the template does not have, or has in another shape."""
+    for name, tensor in changed.items():
+        if name not in shapes:
+            raise ModelError(f"{template} has no tensor {name!r}: it is not the file this model came from")
+        if tuple(tensor.shape) != shapes[name][1]:
+            raise ModelError(f"{template}: tensor {name!r} is {shapes[name][1]}, the changed one {tuple(tensor.shape)}")
 
 
 def placed(wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, Entry]:

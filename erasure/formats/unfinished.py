@@ -19,11 +19,13 @@ def keep(path: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str)
     write_tensors(path, tensors, {"step": str(step), "fingerprint": fingerprint})
 
 
-def restored(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], int]:
-    """The tensors that were kept, and after how many steps.
+def restored(path: Path | None, fingerprint: str) -> tuple[dict[str, Tensor], int]:
+    """The tensors that were kept, and after how many steps; none, and 0, where there is no file.
 
-    Raises RunError when they were kept under other settings, ModelError when the file is missing or damaged.
+    Raises RunError when they were kept under other settings, ModelError when the file is damaged.
     """
+    if path is None or not path.is_file():
+        return {}, 0
     tensors, header = read_tensors(path)
     if header.get("fingerprint") != fingerprint or not header.get("step", "").isdecimal():
         raise RunError(f"{path} is unfinished work of other settings: remove it, or give another --out")

@@ -79,14 +79,14 @@ _SPELLED = re.compile(r"(?<![a-z0-9@$])[a-z0-9@$](?:[^a-z0-9@$]{1,3}[a-z0-9@$](?
 _JOINED = re.compile(r"(?<![a-z0-9@$])[a-z0-9@$]++(?:[-_.,·•*'’/\\|+~]++[a-z0-9@$]++)++")  # nothing to try twice
 
 
-class _Row(Protocol):
+class _HasPrompt(Protocol):
     @property
     def id(self) -> str: ...
     @property
     def prompt(self) -> str: ...
 
 
-R = TypeVar("R", bound=_Row)
+R = TypeVar("R", bound=_HasPrompt)
 
 
 def forbidden(prompt: str) -> bool:

@@ -1,6 +1,7 @@
 """Exports of Stable Diffusion: the stock library reads each one, and what did not change keeps its bits."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from erasure.exporting import components, writers
 from erasure.formats import single_file
 from erasure.formats.safetensors_io import hash_tensors, read_tensors
 from erasure.formats.safetensors_stream import read_header
-from erasure.models import from_single_file, load_model, located
+from erasure.models import load_model, located
 from tests.support.exported import PROVENANCE, erased, runs
 from tests.support.tiny_pipelines import BY_KIND, assert_equal
 
@@ -57,15 +58,14 @@ def test_a_single_file_is_loaded_as_the_folder_it_was_written_from(made):
     assert located(made.theirs) == str(made.theirs.resolve())
 
 
-def test_what_was_recognised_is_told_once(made, monkeypatch):
-    lines = []
-    from_single_file._tell_once.cache_clear()
-    monkeypatch.setattr(from_single_file, "log_user", lines.append)
-    for _ in range(2):
-        load_model(made.theirs)
+def test_what_was_recognised_is_told_once(made, tmp_path, caplog):
+    path = shutil.copy(made.theirs, tmp_path / f"recognised-{made.tiny.kind}.safetensors")
+    with caplog.at_level("INFO", logger="erasure"):
+        for _ in range(2):
+            load_model(path)
     title = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}[made.tiny.kind]
     predicts = "velocity" if made.tiny.kind == "sd2" else "epsilon"
-    assert lines == [f"theirs.safetensors: {title}, float16, {predicts}"]
+    assert caplog.messages == [f"{path.name}: {title}, float16, {predicts}"]
 
 
 def test_a_run_from_a_folder_becomes_a_file_that_draws_the_same(made, cli, tmp_path):

@@ -9,6 +9,7 @@ from erasure.formats.unfinished import keep, restored
 def test_what_was_kept_comes_back_to_the_same_settings_alone(tmp_path):
     path = tmp_path / "state"
     tensors = {"w": torch.tensor([1.0, float("nan")]), "n": torch.tensor(3, dtype=torch.int32)}
+    assert restored(path, "abc") == restored(None, "abc") == ({}, 0)
     keep(path, {"w": torch.zeros(5)}, 1, "abc")
     keep(path, tensors, 7, "abc")
     found, step = restored(path, "abc")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from erasure.core import shipped as shipping
 from erasure.core.errors import DataError, OptionError
 from erasure.core.shipped import shipped
-from erasure.prompts.concept import Concept, Prompt, concept_names, from_words, joined, load_concept
+from erasure.prompts.concept import Concept, Prompt, concept_names, joined, load_concept
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 STYLES = ("ink", "neon", "chalk", "blueprint", "sepia")
@@ -207,7 +207,7 @@ def test_the_description_shortens_long_lists():
     assert lines[0].startswith("digits/three,digits/neon: 14 prompts to forget, ")
     kept = int(lines[0].split()[-3])
     assert lines[-1].endswith(f" and {kept - 3} more") and lines[-1].count("'") == 6
-    assert "'church' becomes the empty prompt" in "\n".join(from_words("church").described())
+    assert "'church' becomes the empty prompt" in "\n".join(Concept.from_words("church").described())
 
 
 @pytest.mark.parametrize(
@@ -265,3 +265,15 @@ def test_an_installed_package_finds_its_presets_inside(monkeypatch, tmp_path):
     assert concept_names() == ("mine/thing",) and load_concept("mine/thing").forget[0].text == "a church"
     wheel = (Path(__file__).parent.parent.parent / "pyproject.toml").read_text()
     assert 'prompts = "erasure/shipped/prompts"' in wheel
+
+
+def test_presets_files_and_lists_of_words_are_concepts_in_python(tmp_path):
+    assert Concept.preset("nudity") == load_concept("nudity")
+    with pytest.raises(OptionError, match=r"there is no concept .church. \(did you mean .imagenette/church.\?\)"):
+        Concept.preset("church")
+    (tmp_path / "mine.csv").write_text("role,prompt,anchor\nforget,a cat,a dog\nretain,a dog,\n")
+    assert Concept.from_csv(tmp_path / "mine.csv") == load_concept(str(tmp_path / "mine.csv"))
+    assert Concept.from_words(["church", "Van Gogh"], ["barn", ""]) == Concept.from_words("church, Van Gogh", "barn,")
+    kept = ["a dog, asleep", "a tree"]
+    assert [row.text for row in Concept.from_words("church", retain=kept).retain] == kept
+    assert Concept.from_words("church", retain=tmp_path / "mine.csv").retain == (Prompt("a dog"),)

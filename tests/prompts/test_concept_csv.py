@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erasure.core.errors import DataError
-from erasure.prompts.concept import Concept, Prompt, from_words, load_concept
+from erasure.prompts.concept import Concept, Prompt, load_concept
 from erasure.prompts.concept_csv import read_prompts
 
 HEADER = "role,prompt,anchor,shows\n"
@@ -80,7 +80,7 @@ def test_a_file_that_cannot_be_read_is_refused(table, tmp_path):
     with pytest.raises(DataError, match="is not a readable file"):
         load_concept(str(tmp_path / "folder.csv"))
     with pytest.raises(DataError, match=r"`retain` .*none\.csv is not a readable file"):
-        from_words("church", retain=str(tmp_path / "none.csv"))
+        Concept.from_words("church", retain=str(tmp_path / "none.csv"))
 
 
 WORDS = (

@@ -2,7 +2,7 @@ import pytest
 
 from erasure.core.errors import OptionError
 from erasure.core.shipped import shipped
-from erasure.prompts.concept import Concept, Prompt, from_words, load_concept
+from erasure.prompts.concept import Concept, Prompt, load_concept
 from erasure.prompts.concept_csv import read_prompts
 from erasure.prompts.templates import filled, mentions, replacement, templates_for, with_article
 
@@ -16,7 +16,7 @@ def texts(rows: tuple[Prompt, ...]) -> list[str]:
 
 
 def test_words_become_sentences_whose_anchor_is_the_sentence_without_them():
-    concept = from_words("church")
+    concept = Concept.from_words("church")
     assert concept.name == "church"
     assert anchors_of(concept) == {
         "church": "",
@@ -29,24 +29,24 @@ def test_words_become_sentences_whose_anchor_is_the_sentence_without_them():
 
 
 def test_an_anchor_goes_through_the_same_sentence_unless_it_is_one():
-    assert list(anchors_of(from_words("church", "old barn")).values()) == [
+    assert list(anchors_of(Concept.from_words("church", "old barn")).values()) == [
         "old barn",
         "a photo of an old barn",
         "an image of an old barn",
         "a painting of an old barn",
     ]
-    assert set(anchors_of(from_words("church", "a photo of a barn")).values()) == {"a photo of a barn"}
-    assert set(anchors_of(from_words("church", "")).values()) == {""}
-    dressed = from_words("a photo of a nude person", "a photo of a person wearing clothes")
+    assert set(anchors_of(Concept.from_words("church", "a photo of a barn")).values()) == {"a photo of a barn"}
+    assert set(anchors_of(Concept.from_words("church", "")).values()) == {""}
+    dressed = Concept.from_words("a photo of a nude person", "a photo of a person wearing clothes")
     assert anchors_of(dressed) == anchors_of(load_concept("nudity"))
 
 
 def test_several_words_take_one_anchor_or_one_each():
-    both = anchors_of(from_words("church, van Gogh", "barn"))
+    both = anchors_of(Concept.from_words("church, van Gogh", "barn"))
     assert both["church"] == both["van Gogh"] == "barn" and len(both) == 8
-    each = anchors_of(from_words("church,mosque", "barn,tower"))
+    each = anchors_of(Concept.from_words("church,mosque", "barn,tower"))
     assert each["a photo of a church"] == "a photo of a barn" and each["a photo of a mosque"] == "a photo of a tower"
-    assert len(from_words("church,Church, church,a church").forget) == 5
+    assert len(Concept.from_words("church,Church, church,a church").forget) == 5
 
 
 @pytest.mark.parametrize(
@@ -63,19 +63,17 @@ def test_several_words_take_one_anchor_or_one_each():
     ],
 )
 def test_everyday_prompts_that_mention_a_concept_are_not_kept(concept, lost):
-    assert (
-        set(texts(from_words("zebra").retain)) - set(texts(from_words(concept).retain)) - {"an image", "a painting"}
-        == lost
-    )
+    kept, all_kept = (set(texts(Concept.from_words(words).retain)) for words in (concept, "zebra"))
+    assert all_kept - kept - {"an image", "a painting"} == lost
 
 
 def test_what_to_retain_can_be_given_as_prompts_or_as_a_file(tmp_path):
-    assert texts(from_words("church", None, "a barn , a tower").retain) == ["a barn", "a tower"]
+    assert texts(Concept.from_words("church", None, "a barn , a tower").retain) == ["a barn", "a tower"]
     long = ",".join(f"a photo of barn number {i}" for i in range(100))
-    assert len(from_words("church", retain=long).retain) == 100
+    assert len(Concept.from_words("church", retain=long).retain) == 100
     path = tmp_path / "keep.csv"
     path.write_text("role,prompt,anchor\nretain,a barn,\nforget,x,y\n")
-    assert texts(from_words("church", retain=str(path)).retain) == ["a barn"]
+    assert texts(Concept.from_words("church", retain=str(path)).retain) == ["a barn"]
 
 
 @pytest.mark.parametrize(
@@ -159,4 +157,4 @@ def test_a_mention_is_a_shared_word_that_says_something(text, words, shared):
 )
 def test_words_that_contradict_themselves_are_refused(arguments, message):
     with pytest.raises(OptionError, match=message):
-        from_words(*arguments)
+        Concept.from_words(*arguments)

@@ -19,7 +19,7 @@ from erasure.erasing.targets.samples import SampleTarget
 from erasure.models import Model
 from erasure.models.stable_diffusion import StableDiffusion
 from erasure.prompts import safety_filter
-from erasure.prompts.concept import Concept, from_words, load_concept
+from erasure.prompts.concept import Concept, load_concept
 
 __all__ = ["ForgetTarget", "TargetSpec", "recorded_target", "target_of"]
 
@@ -40,7 +40,7 @@ def target_of(model: Model, spec: TargetSpec, seed: int = 0) -> ForgetTarget:
         concept = spec.concept if isinstance(spec.concept, Concept) else load_concept(spec.concept)
     else:
         assert spec.forget is not None
-        concept = from_words(spec.forget.removeprefix(CLASS), spec.anchor, spec.retain)
+        concept = Concept.from_words(spec.forget.removeprefix(CLASS), spec.anchor, spec.retain)
     safety_filter.check(concept.table())
     for line in concept.described():
         log_user(line)
