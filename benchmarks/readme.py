@@ -15,7 +15,7 @@ from typing import Any
 
 from erasure.benchmarking.table import scenario_text, score
 from erasure.core import registry
-from erasure.reports.erase_report import as_text, table
+from erasure.reports.page import as_text, table
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "README.md"

@@ -22,7 +22,7 @@ from erasure.core.records import Record, stored
 from erasure.core.run_dir import read_record
 from erasure.evaluation.metrics.base import Score
 from erasure.reports.compare_runs import RunComparison, compare_runs
-from erasure.reports.erase_report import COLUMNS, Cell, Figure, aligned, cell, rendered, titled
+from erasure.reports.page import COLUMNS, Cell, Figure, aligned, cell, rendered, titled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import numpy as np
 from erasure.auditing.result import AuditResult, Compared, Count, ModelIdentity, PairedTest, Rate
 from erasure.core import plots
 from erasure.core.files import write_text
-from erasure.reports.erase_report import COLUMNS, cell, picture, rendered, titled
+from erasure.reports.page import COLUMNS, cell, picture, rendered, titled
 
 View = dict[str, object]  # what a template reads
 SweepPoint = tuple[float, float, float, float]  # threshold, share and its interval

@@ -11,7 +11,7 @@ from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN
 from erasure.benchmarking.result import BenchmarkResult, Table, TableRow
 from erasure.benchmarking.table import COLUMNS, LARGE_FIRST, columns_of, published, shown
 from erasure.core import plots
-from erasure.reports.erase_report import Figure, rendered, titled
+from erasure.reports.page import Figure, rendered, titled
 
 SLOT = 0.19  # inches of height for a name beside a plot
 

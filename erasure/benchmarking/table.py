@@ -11,7 +11,7 @@ from erasure.benchmarking.plan import AGAIN, DIFFUSION, ORIGINAL, RETRAIN, Bench
 from erasure.benchmarking.result import BenchmarkResult, SeedScore, Table, TableRow
 from erasure.core.statistics import over_seeds
 from erasure.evaluation.metrics.avg_gap import average_gap
-from erasure.reports.erase_report import aligned
+from erasure.reports.page import aligned
 
 COLUMNS = {
     "ua": "UA",

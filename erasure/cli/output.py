@@ -21,7 +21,7 @@ def paint(text: str, colour: str, stream: TextIO | None) -> str:
 
 def table(rows: Sequence[Any]) -> str:
     """Rows of a comparison as aligned text."""
-    report = import_module("erasure.reports.erase_report")
+    report = import_module("erasure.reports.page")
     return str(report.as_text(report.table(rows)))
 
 

@@ -19,7 +19,7 @@ from erasure.core.statistics import over_seeds
 from erasure.erasing.erase import EraseRequest, erase
 from erasure.erasing.targets import TargetSpec
 from erasure.evaluation.settings import EvaluationConfig
-from erasure.reports.erase_report import COLUMNS, rendered, table, titled
+from erasure.reports.page import COLUMNS, rendered, table, titled
 from erasure.sampling.draw import SamplingOptions
 
 

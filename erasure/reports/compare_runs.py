@@ -11,7 +11,7 @@ from erasure.core.errors import RunError
 from erasure.core.files import write_text
 from erasure.core.records import Facts, Record, stored
 from erasure.core.run_dir import RunRecord, read_record
-from erasure.reports.erase_report import COLUMNS, Figure, rendered, table, titled
+from erasure.reports.page import COLUMNS, Figure, rendered, table, titled
 
 
 @dataclass(frozen=True)

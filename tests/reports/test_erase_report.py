@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from erasure.reports.erase_report import as_text, picture, rendered, table
+from erasure.reports.page import as_text, picture, rendered, table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCORE = {"value": 12.34, "unit": "%", "n": 50, "interval": [1.0, 20.0]}
