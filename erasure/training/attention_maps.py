@@ -1,8 +1,7 @@
-"""Cross-attention maps: how much each place of an image looks at each word of its prompt.
+"""Cross-attention maps: how much each place of an image attends to each word of its prompt.
 
-A map is softmax(Q K^T / sqrt(d)) of one head of one layer. The queries and keys are caught as their projections answer,
-and the maps made from them when asked: the network computes what it always does, with its own fast attention, and may
-be differentiated through its maps.
+A map is softmax(Q K^T / sqrt(d)) of one head of one layer. Hooks record queries and keys, and maps are computed from
+them on request: the network runs unchanged, with its own fast attention, and can be differentiated through its maps.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ def cross_attentions(network: nn.Module) -> dict[str, Any]:
 
 
 class AttentionMaps:
-    """The maps of a network's last forward pass, as long as the block lasts; nothing of it stays behind."""
+    """The maps of a network's last forward pass, while the block lasts; its hooks are removed afterwards."""
 
     def __init__(self, network: nn.Module) -> None:
         self.layers = cross_attentions(network)

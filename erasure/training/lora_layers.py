@@ -1,7 +1,7 @@
 """Low-rank factors beside linear layers while they are trained (Hu et al., 2021), one with the weights afterwards.
 
-y = W x + b + scale * up (down x). The factors are parameters of their layer, so that whoever reads a network by the
-names of its tensors (optimiser, checkpoint, estimate of memory) finds them; a hook adds what they say.
+y = W x + b + scale * up (down x). The factors are parameters of their layer, so that optimiser, checkpoint and memory
+estimate find them by name; a hook adds their product to the output.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a training holds in memory, told before it begins.
+"""Memory of a training: an estimate before it starts, and the measured peak.
 
-Counted is what grows with the network. Beside it there are the activations, which grow with the batch (less with
---gradient-checkpointing or --accumulate), and the gradient of the one tensor that the backward pass is at. Where the
-optimiser moves each tensor within that pass, one tensor's gradient is all there is.
+The estimate counts what grows with the network. Activations come on top and grow with the batch (less with
+--gradient-checkpointing or --accumulate); so does the gradient of the tensor that the backward pass is at. Where the
+optimiser updates each tensor within that pass, only one tensor has a gradient at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK = 256  # weights that share one scale in an 8-bit state (Dettmers et al., 
 
 
 class WeightCounts(NamedTuple):
-    """How many weights there are, may move, are in tensors that the mask splits, may move there; most in a tensor."""
+    """Numbers of weights: all, trainable, in tensors that the mask splits, trainable there; the most in one tensor."""
 
     num_weights: int
     num_free: int
@@ -38,7 +38,7 @@ class WeightCounts(NamedTuple):
 def count(
     network: nn.Module, mask: Mask | None = None, trains: Callable[[str], bool] = lambda name: True
 ) -> WeightCounts:
-    """The counts of a network under a mask and a choice of tensors."""
+    """Count the weights of a network under a mask and a choice of tensors."""
     free = split = split_free = largest = 0
     for _, parameter, selected in masked_parameters.trainable_parts(network, mask, trains):
         chosen = parameter.numel() if selected is None else int(selected.sum())
@@ -63,10 +63,10 @@ def estimate(
     dense_gradients: bool = False,
     teacher_bytes: int = 0,
 ) -> dict[str, int]:
-    """Bytes by part at the end of a backward pass, on the network's device; parts as `Counts` names them.
+    """Estimate the bytes of each part at the end of a backward pass, on the network's device.
 
-    `in_backward`, as LoopSettings says it, leaves the gradient of one tensor. `dense_gradients` (clip_before_mask)
-    stands for a gradient of every weight, the most that a choice of tensors needs.
+    The numbers are those of `WeightCounts`. With `in_backward`, as in TrainingConfig, one tensor has a gradient; with
+    `dense_gradients` (clip_before_mask) every weight has one, the most that a choice of tensors needs.
     """
     state = {"sgd": FLOAT if momentum else 0, "adamw8bit": 2 + 2 * FLOAT / BLOCK}.get(optimizer, 2 * FLOAT)
     gradients = num_largest if in_backward else num_weights if dense_gradients else num_free
@@ -96,9 +96,9 @@ def described(parts: Mapping[str, int]) -> str:
 
 @contextmanager
 def measured_peak() -> Iterator[dict[str, int]]:
-    """A dictionary that, after the block, has `peak_memory`: by how many bytes memory rose above where it began.
+    """Yield a dictionary that has `peak_memory` after the block: by how many bytes memory rose at most.
 
-    On CUDA it is the device's, else the process's resident memory; where the system does not tell, it stays empty.
+    On CUDA it is the device's memory, else the process's resident memory; empty where the system does not report it.
     """
     found: dict[str, int] = {}
     gc.collect()

@@ -1,7 +1,7 @@
-"""The optimisers a training may choose from, by name.
+"""Optimisers by name.
 
-Each keeps its state by parameter, allocates it at the parameter's first step, and treats every parameter alone: what
-one tensor becomes does not depend on when the others are stepped.
+Each keeps its state by parameter, allocates it at the parameter's first step, and updates every parameter by itself:
+the result for one tensor does not depend on when the others are updated.
 """
 
 from __future__ import annotations

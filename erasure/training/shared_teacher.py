@@ -1,10 +1,10 @@
-"""A frozen twin that shares the student's module: it keeps only the original values of what may move.
+"""Shared teacher: a frozen original in the student's own module, which keeps original values of trainable weights only.
 
-`model.frozen()` is a second network. The weights that no mask and no choice of tensors lets move are the same in both,
-so it is enough to keep the others and the buffers (running statistics). For an answer the originals are put in place,
-the network runs in evaluation mode without graph, and the student's values are put back, bit for bit.
+`model.frozen()` is a second network. Frozen weights are the same in both, so it is enough to keep the trainable ones
+and the buffers (running statistics). For a prediction the originals are put in place, the network runs in evaluation
+mode without graph, and the student's values are put back, bit for bit.
 
-An original that fits into half the bits without any loss is kept so; many published checkpoints do.
+Originals that fit into 16 bits without loss are kept so; many published checkpoints do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Closed forms: cross-attention reads a concept's words as it read its anchor's, by least squares instead of training.
+"""Closed forms: map a concept's words to its anchor's in cross-attention, by least squares instead of training.
 
-What a cross-attention makes of a word is W c, with c the word's embedding, its key, and W the matrix of keys or values.
-Most edits are W = W0 T with one T for all matrices, as targets are answers of W0 itself. Systems are solved in float64.
+Cross-attention maps a word to W c, with c the word's embedding, its key, and W the matrix of keys or values. Most edits
+are W = W0 T with one T for all matrices, as targets are outputs of W0 itself. Systems are solved in float64.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Edit = Callable[[Tensor], Tensor]  # from an original matrix (out, d) to the edi
 class ClosedForm(Method):
     """A method that is one or several edits of the matrices that cross-attention reads the prompt through."""
 
-    no_mask: ClassVar[str] = "each matrix is the solution of one system, of which a part solves nothing"
+    no_mask: ClassVar[str] = "each matrix is the solution of one system, and a masked part of it solves nothing"
     reads: ClassVar[tuple[str, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ("to_k", "to_v")
 
     tokens: Annotated[
         Literal["last", "rest"],
-        "keys that are moved: of the last word in which a prompt and its anchor differ, or from it to the window's end",
+        "keys to edit: of the last word in which a prompt and its anchor differ, or from it to the window's end",
     ] = "last"
 
     @abstractmethod
@@ -53,7 +53,7 @@ class ClosedForm(Method):
         """
 
     def check_model(self, model: Model) -> None:
-        """It has cross-attention."""
+        """Raise NotApplicableError for a network without cross-attention."""
         need_cross_attention(model, type(self).__name__)
 
     @torch.no_grad()
@@ -93,11 +93,11 @@ class LeastSquares(ClosedForm):
     """
 
     ridge: Annotated[float, "lambda: weight of the squared distance from the original matrices"] = 0.5
-    erase_scale: Annotated[float, "weight s_e of a forgotten key"] = 1.0
+    erase_scale: Annotated[float, "weight s_e of a key to forget"] = 1.0
     preserve_scale: Annotated[float | None, "weight s_p of a retained key (none: 1/n of n prompts, at least 0.1)"] = 1.0
 
     def check(self, task: Task) -> None:
-        """Weights are in range."""
+        """Raise OptionError for a weight outside its range."""
         in_range("--ridge", self.ridge)
         in_range("--erase-scale", self.erase_scale, above=True)
         in_range("--preserve-scale", self.preserve_scale or 0.0)

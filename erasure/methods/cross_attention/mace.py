@@ -52,7 +52,7 @@ class MACE(Method):
     """Refinement, factors, fusion."""
 
     reads: ClassVar[tuple[str, ...]] = ("forget",)
-    no_mask: ClassVar[str] = "its matrices are solutions of systems, of which a part solves nothing"
+    no_mask: ClassVar[str] = "its matrices are solutions of systems, and a masked part of them solves nothing"
 
     presets: ClassVar[Mapping[str, Options]] = {
         "object": {"learning_rate": 1e-5},
@@ -60,21 +60,21 @@ class MACE(Method):
     }
 
     steps: Annotated[int, "optimiser steps of the factors; 0 changes nothing at all"] = 50
-    batch_size: Annotated[int, "forget images a step"] = 1
-    learning_rate: Annotated[float, "step size of the factors"] = 1e-4
+    batch_size: Annotated[int, "forget images per step"] = 1
+    learning_rate: Annotated[float, "learning rate of the factors"] = 1e-4
     rank: Annotated[int, "rank of the factors of each concept and matrix"] = 1
-    refine_scale: Annotated[float, "lambda_1: weight of what is kept in the refinement"] = 1.0
-    fuse_scale: Annotated[float, "lambda_2: weight of what is kept in the fusion"] = 1.0
+    refine_scale: Annotated[float, "lambda_1: weight of retained prompts in the refinement"] = 1.0
+    fuse_scale: Annotated[float, "lambda_2: weight of retained prompts in the fusion"] = 1.0
     ridge: Annotated[float, "weight of the squared distance from the matrices before, in both"] = 0.1
     region: Annotated[
-        Literal["attention", "all"], "where the concept is looked for: where its own map is high, or everywhere"
+        Literal["attention", "all"], "the region M of the concept: where its own map is high, or the whole image"
     ] = "attention"
     threshold: Annotated[float, "share of the largest value of a map above which a place is in the region"] = 0.5
-    focus: Annotated[bool, "draw timesteps where concepts are told apart (200 to 400 of 1000), not evenly"] = True
+    focus: Annotated[bool, "draw timesteps mostly where concepts take shape (200 to 400 of 1000), not uniformly"] = True
     checkpoint_every: Annotated[int, "steps between checkpoints, from which a killed run continues"] = 50
 
     def check(self, task: Task) -> None:
-        """Every option is in its range."""
+        """Raise OptionError for an option outside its range."""
         self._loop().check(self.batch_size)
         for name in ("refine_scale", "fuse_scale", "ridge"):
             in_range(f"--{name.replace('_', '-')}", getattr(self, name))
@@ -82,7 +82,7 @@ class MACE(Method):
             raise OptionError("--rank must be at least 1, --threshold in [0, 1)")
 
     def check_model(self, model: Model) -> None:
-        """It has cross-attention."""
+        """Raise NotApplicableError for a network without cross-attention."""
         need_cross_attention(model, "mace")
 
     def erase(self, model: Model, job: Job) -> TrainingResult:
@@ -139,7 +139,7 @@ class MACE(Method):
                 region = seen > self.threshold * seen.amax((1, 2), keepdim=True)
             factors.chosen = concepts.chosen[labels]
             model.prediction(examples.inputs)
-            factors.chosen = None  # whoever else asks the network on the way sees the refinement alone
+            factors.chosen = None  # other predictions on the way see the refinement alone
             return {"loss": maps.squares(words, region).mean()}
 
         model.network.train()

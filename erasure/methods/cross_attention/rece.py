@@ -1,4 +1,4 @@
-"""rece: a UCE edit, then in rounds the embedding that revives the concept is found and edited too (Gong et al., 2024).
+"""rece: a UCE edit, then in rounds find and edit the embedding that revives the concept (Gong et al., 2024).
 
 Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models (https://arxiv.org/abs/2407.12383). A round
 finds, for each key c of the concept, c' = argmin sum |W c' - W0 c|^2 + alpha |c'|^2
@@ -40,16 +40,16 @@ class RECE(LeastSquares):
 
     tokens: Annotated[
         Literal["last", "rest"],
-        "keys that are moved: of the last word in which a prompt and its anchor differ, or from it to the window's end",
+        "keys to edit: of the last word in which a prompt and its anchor differ, or from it to the window's end",
     ] = "rest"
     ridge: Annotated[float, "lambda: weight of the squared distance from the matrices before an edit"] = 0.1
     preserve_scale: Annotated[float | None, "weight s_p of a retained key (none: 1/n of n prompts, at least 0.1)"] = 0.1
-    rounds: Annotated[int, "how often a reviving embedding is found and edited"] = 3
+    rounds: Annotated[int, "rounds in which a reviving embedding is found and edited"] = 3
     alpha: Annotated[float, "weight of the squared length of a reviving embedding"] = 0.1
-    toward: Annotated[Literal["empty", "anchor"], "what takes the place of reviving embeddings"] = "empty"
+    toward: Annotated[Literal["empty", "anchor"], "target of reviving embeddings"] = "empty"
 
     def check(self, task: Task) -> None:
-        """Weights and rounds are in range."""
+        """Raise OptionError for a weight or a number of rounds outside its range."""
         super().check(task)
         in_range("--alpha", self.alpha)
         if self.rounds < 0:

@@ -1,4 +1,4 @@
-"""speed: value matrices edited only where nothing that is kept can see it, in a null space (Li et al., 2026).
+"""speed: edit value matrices in the null space of the retained keys (Li et al., 2026).
 
 SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion Models (https://arxiv.org/abs/2503.07392).
 dW = W (sum c_anchor c^T - sum c c^T) P [I - M K (K^T P M K + lambda I)^-1 K^T P] M, M = (sum c c^T P + alpha I)^-1,
@@ -35,15 +35,15 @@ class SPEED(ClosedForm):
 
     parts: ClassVar[tuple[str, ...]] = ("to_v",)
 
-    threshold: Annotated[float, "largest eigenvalue of the retained keys' mean square that counts as none"] = 0.1
+    threshold: Annotated[float, "largest eigenvalue of the retained keys' mean square that counts as zero"] = 0.1
     ridge: Annotated[float, "alpha: weight of the squared change"] = 1.0
-    equality: Annotated[float, "lambda: how soft the start token and the empty prompt are held; 0: exactly"] = 0.0
-    centers: Annotated[int, "centres of the empty prompt's tokens that are held"] = 3
-    filter: Annotated[bool, "keep only what an edit without constraint moves by more than the mean"] = True
+    equality: Annotated[float, "lambda: how softly the start token and the empty prompt are kept; 0: exactly"] = 0.0
+    centers: Annotated[int, "centres of the empty prompt's tokens that are kept"] = 3
+    filter: Annotated[bool, "retain only keys that an edit without constraint changes by more than the mean"] = True
     augment: Annotated[int, "noisy copies of each retained key"] = 10
 
     def check(self, task: Task) -> None:
-        """Weights and counts are in range."""
+        """Raise OptionError for a weight or count outside its range."""
         in_range("--threshold", self.threshold, above=True)
         in_range("--ridge", self.ridge, above=True)
         in_range("--equality", self.equality)

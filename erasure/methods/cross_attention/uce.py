@@ -1,4 +1,4 @@
-"""uce: key and value matrices solved so that a concept's words are read as its anchor's (Gandikota et al., 2024).
+"""uce: solve key and value matrices so that a concept's words map to its anchor's (Gandikota et al., 2024).
 
 Unified Concept Editing in Diffusion Models (https://arxiv.org/abs/2308.14761), eq. 7, on the cross-attention of the
 U-Net: W = (lambda W0 + sum_forget s_e W0 c_anchor c^T + sum_retain s_p W0 c c^T)

@@ -1,7 +1,8 @@
-"""Steering as a method: it leaves an instruction in the model's `info`, and not one weight changes.
+"""Steering as a method: it writes an instruction to the model's `info`, and no weight changes.
 
-What draws with the model here, obeys: generate, evaluate, audit, benchmark. The saved folder still loads in the stock
-library, which draws unsteered, so this is a reference for what erasing from the weights must beat, and no erasure.
+Everything that generates with the model here follows it: generate, evaluate, audit, benchmark. The saved folder still
+loads in the stock library, which ignores the instruction: this is a reference that erasing from the weights must beat,
+not an erasure.
 """
 
 from __future__ import annotations
@@ -23,38 +24,38 @@ from erasure.training.loop import TrainingResult
 
 @dataclass(frozen=True, kw_only=True)
 class Steered(Method):
-    """A method that changes how a model draws, not what it is.
+    """A method that changes how a model samples, not its weights.
 
-    A text-to-image model is led away from one text, the names of the concepts joined by commas as in the paper of SLD;
-    a class-conditional one from every class that is to be forgotten.
+    A text-to-image model is steered away from one text, the names of the concepts joined by commas as in the paper of
+    SLD; a class-conditional one from every class to forget.
     """
 
     moves: ClassVar[Literal["network", "text encoder", "nothing"]] = "nothing"
     no_mask: ClassVar[str] = "it changes no weight"
     reads: ClassVar[tuple[str, ...]] = ()
 
-    text: Annotated[str, "what a text-to-image model is led away from (default: the names of what is forgotten)"] = ""
+    text: Annotated[str, "text to steer a text-to-image model away from (default: the names of what is erased)"] = ""
 
     @abstractmethod
     def steering(self, about: dict[str, Any]) -> Steering:
-        """The instruction; `about` is its text or its labels."""
+        """Return the instruction; `about` is its text or its labels."""
 
     def check(self, task: Task) -> None:
-        """What is forgotten can be asked for."""
+        """Raise OptionError for single samples."""
         if task.samples:
-            raise OptionError("single samples cannot be asked for, so nothing leads away from them: give classes")
+            raise OptionError("steering works on classes and prompts, not single samples: name classes with --forget")
 
     def check_model(self, model: Model) -> None:
-        """It draws what it is asked for, by guidance, and is not steered yet."""
+        """Raise NotApplicableError for a model that has no condition or guidance, or is steered already."""
         name = model.source or "this model"
         if not isinstance(model, DiffusionModel):
-            raise NotApplicableError(f"{name} is a {model.family}: only what draws images can be steered")
+            raise NotApplicableError(f"{name} is a {model.family}: only models that generate images can be steered")
         if not model.conditional:
-            raise NotApplicableError(f"{name} is unconditional: it is asked for nothing, so nothing leads away from it")
+            raise NotApplicableError(f"{name} is unconditional, so there is no concept to steer it away from")
         if isinstance(model, Flux):
             raise NotApplicableError(
-                f"{name} was distilled to answer without an empty prompt beside it, so there is no guidance to lead "
-                "away by: erase from its weights"
+                f"{name} was distilled to need no empty prompt, so it has no guidance to steer by: erase from its "
+                "weights"
             )
         if self.text and not isinstance(model, StableDiffusion):
             raise NotApplicableError(f"--text is for text-to-image models: {name} knows classes, leave it out")
@@ -64,7 +65,7 @@ class Steered(Method):
             raise NotApplicableError(f"{name} is steered already: take the model that it was made from")
 
     def erase(self, model: Model, job: Job) -> TrainingResult:
-        """Leave the instruction, and bind the prompts again with it."""
+        """Write the instruction, and encode the prompts again with it."""
         self.check(job.task)
         self.check_model(model)
         began = time.perf_counter()
@@ -77,6 +78,6 @@ class Steered(Method):
 
 
 def named(title: str) -> str:
-    """The concepts of a task's title as words: without the folder of a preset, hyphens as spaces."""
+    """The concepts of a task's title as words: without the folder of a preset, with spaces for hyphens."""
     parts = [part.rpartition("/")[2].replace("-", " ").replace("_", " ").strip() for part in title.split(",")]
     return ", ".join(part for part in parts if part)

@@ -1,15 +1,15 @@
-"""puma: remove the forget set and reweight the rest so that what the model does well stays (Wu et al., 2022).
+"""puma: remove the forget set and reweight the rest so that given losses stay as they are (Wu et al., 2022).
 
 For criteria C_k to be kept: s_k = A^-1 grad C_k, psi_ki = s_k . g_i is what sample i's removal adds to n C_k. With Psi
 the rows of criteria that removal would harm (sum_f psi_k > 0), the retain samples' weights change by
 lambda = Psi_r^T (Psi_r Psi_r^T + omega I)^-1 sum_f Psi_f; one more solve gives the step
 theta + eta A^-1 (1/n) [sum_f g - sum_r lambda_j g_j]; https://arxiv.org/abs/2203.00846.
 
-A criterion that removal would improve is left alone (lambda = 0): to keep it would preserve the damage. By design the
+A criterion that removal would improve is ignored (lambda = 0), as keeping it would preserve the damage. By design the
 result keeps the criteria and does not approach retraining. C_k is the mean loss of one class, or of all samples at
-once, of the retain set, or of data that the network was not trained on (`--validation`), which is the better choice:
-at the optimum the gradient of all retain samples is that of the forget set with its sign changed, and says nothing
-new. Each criterion costs a solve.
+once, of the retain set, or of data that the network was not trained on (`--validation`), which is the better choice: at
+the optimum the gradient of all retain samples is minus that of the forget set, which adds no information. Each
+criterion costs the solution of one system.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ class Puma(OneStep):
 
     curvature: Annotated[Curvature, "A: empirical Fisher (woodfisher), or Hessian"] = "hessian"
     damping: Annotated[float, "added to the diagonal of the curvature, delta"] = 1e-2
-    criteria: Annotated[Literal["classes", "all"], "what is kept: the loss of each class by itself, or of all"] = (
+    criteria: Annotated[Literal["classes", "all"], "losses to keep: that of each class, or that of all samples"] = (
         "classes"
     )
     validation: Annotated[
-        str, "data whose test split gives the criteria, and then no longer tests the result; empty: retain samples"
+        str, "data whose test split gives the criteria and can then not test the result; empty: retain samples"
     ] = ""
-    omega: Annotated[float, "ridge of the reweighting: the larger, the less is compensated"] = 1e-3
+    omega: Annotated[float, "ridge of the reweighting; a larger one compensates less"] = 1e-3
 
     def check(self, task: Task) -> None:
-        """Also: a ridge above zero."""
+        """Also raise OptionError for a ridge that is not above 0."""
         super().check(task)
         if not 0 < self.omega < float("inf"):
             raise OptionError(f"--omega {self.omega} must be above 0")
 
     def right(self, view: View) -> Tensor:
-        """(1/n) [sum_f g - sum_r lambda_j g_j]."""
+        """Return (1/n) [sum_f g - sum_r lambda_j g_j]."""
         num_forget, num_retain = len(view.forget), len(view.retain)
         rows, totals = [], []
         for criterion in self._criteria(view):
