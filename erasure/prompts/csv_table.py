@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from erasure.core.errors import DataError
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 
 PROMPT = "prompt"
 CONCEPT_COLUMNS = ("role", PROMPT, "anchor", "shows")
@@ -104,7 +104,7 @@ def _columns(first: Sequence[str], where: str, needed: Sequence[str]) -> list[st
         raise DataError(f"{where} has two columns {twice[0]!r}: leave one out")
     unknown = [name for name in columns if name not in KNOWN and not is_score(name)]
     if unknown:
-        log_user(f"{where}: no meaning is known for {', '.join(map(_suggested, unknown[: LISTED // 2]))}: not read")
+        log_warning(f"{where}: no meaning is known for {', '.join(map(_suggested, unknown[: LISTED // 2]))}: not read")
     return columns
 
 

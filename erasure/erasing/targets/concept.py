@@ -12,7 +12,7 @@ from typing import Any
 from erasure.core import config
 from erasure.core.distributed import device, shared_folder
 from erasure.core.errors import NotApplicableError, OptionError
-from erasure.core.logging import log_user
+from erasure.core.logging import log_user, log_warning
 from erasure.core.run_dir import cache_folder, fingerprint
 from erasure.data import Dataset, load_dataset, placed
 from erasure.data.images import find_images
@@ -153,7 +153,7 @@ class ConceptTarget(ForgetTarget):
             return None
         if not shown:
             if classifier:
-                log_user(
+                log_warning(
                     f"--classifier {given} is not used: the prompts do not say what they show (the column `shows`)"
                 )
             return None
