@@ -16,7 +16,7 @@ from torch import Tensor
 
 from erasure.core.errors import ModelError, NotApplicableError, OptionError, OutputError, RunError, suggestion
 from erasure.core.files import parse_object
-from erasure.core.logging import log_user
+from erasure.core.logging import log_warning
 from erasure.core.provenance import Provenance, name_of, provenance_of, read_provenance, read_sidecar
 from erasure.core.run_dir import RunRecord, read_record
 from erasure.exporting.components import Original, original
@@ -194,7 +194,7 @@ def apply_delta(
         _check_relative(base, header, f"--to {place} is not the model that {delta} was made from")
         after = applied(base.network.state_dict(), tensors, exact=False)
         found = hash_tensors(after)
-        log_user(f"{delta} was applied to another model than it was made for: audit the result again")
+        log_warning(f"{delta} was applied to another model than it was made for: audit the result again")
         provenance = _of_relative(provenance, place, base.hash, found)
     _check_free(target, {"hash": found})
     _replace_weights(base, after, provenance)

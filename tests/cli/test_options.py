@@ -72,9 +72,3 @@ def test_what_chooses_the_options_comes_first(refused, arguments):
 def test_a_repetition_takes_no_method(refused, tmp_path):
     line = refused("erase", "--config", tmp_path / "run.json", "--method", "salun", "--out", tmp_path / "run")
     assert "leave --method out" in line
-
-
-def test_the_help_of_a_method_shows_the_defaults_of_others(cli):
-    text = cli("erase", "--method", "salun", "--help").out
-    assert "stable_diffusion, sdxl, sd3: --batch-size 8" in text and "the model digits-ddpm: " in text
-    assert "those of ddpm" in text

@@ -126,7 +126,7 @@ def test_options_come_from_paper_card_preset_and_flags_in_this_order(cli, ddpm, 
 def test_the_help_has_the_defaults_of_each_family_and_shipped_model(cli, method):
     kind = registry.load("methods", method)
     text = " ".join(cli("erase", "--method", method, "--help").out.split())
-    told = text.partition("The defaults that are shown are those of ddpm. Others have their own:")[2]
+    told = text.partition("The defaults below are those of ddpm. Others have their own:")[2]
     cards = {f"the model {n}": read_json(shipped_folder() / n / "erase.json") for n in ("digits-ddpm", "digits-sd")}
     values = {**kind.defaults_of, **{name: card[method] for name, card in cards.items() if method in card}}
     assert {"classifier", "stable_diffusion", "sdxl", "the model digits-ddpm"} <= set(values)
