@@ -140,7 +140,7 @@ def _model_of(request: EraseRequest, out: Path) -> Model:
     if isinstance(request.model, str):
         model = load_model(request.model).to(device())
     else:
-        model = request.model.clone().to(device())
+        model = request.model.clone()
         if not model.source:  # of no folder: without a copy, nothing could be compared with it later
             model.source = str(_saved_original(model, out))
     model.keep_hashes()

@@ -73,6 +73,10 @@ class Model(ABC):
     def save(self, folder: Path) -> None:
         """Write the folder that `load` and the stock library read."""
 
+    def pipeline(self) -> Any:
+        """The stock library's object of this model; raises NotApplicableError for a family that has no pipeline."""
+        raise NotApplicableError(f"a {self.family} model has no pipeline: use its `network`")
+
     @abstractmethod
     def examples(self, batch: Batch, generator: torch.Generator, *, condition_drop: bool = False) -> Examples:
         """The questions this family is trained with; all chance comes from `generator` (on the CPU)."""

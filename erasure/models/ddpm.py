@@ -84,14 +84,17 @@ class DDPM(DiffusionModel):
 
     def save(self, folder: Path) -> None:
         """Write a stock DDPMPipeline folder (unet/, scheduler/) with our erasure.json beside it, atomically."""
-        from diffusers import DDPMPipeline
-
         with atomic_folder(folder) as temporary:
-            pipeline: Any = DDPMPipeline(self.network_on_disk(), self.noise_scheduler)
-            pipeline.save_pretrained(
+            self.pipeline().save_pretrained(
                 temporary, safe_serialization=True, max_shard_size=self.info.get("max_shard_size", "10GB")
             )
             write_info(temporary, self.info, self.family)
+
+    def pipeline(self) -> Any:
+        """The stock DDPMPipeline of this model; it draws unconditionally."""
+        from diffusers import DDPMPipeline
+
+        return DDPMPipeline(self.network_on_disk(), self.noise_scheduler)
 
     @property
     def conditional(self) -> bool:

@@ -48,7 +48,7 @@ class Flow(StableDiffusion):
         if not named.startswith("FlowMatch"):
             raise ModelError(
                 f"{folder}: its scheduler is a {named}: expected FlowMatchEulerDiscreteScheduler, as in every "
-                f"{cls.pipeline} folder"
+                f"{cls.pipeline_class} folder"
             )
         plain = {key: value for key, value in config.items() if not key.startswith("_")}
         return FlowMatchEulerDiscreteScheduler.from_config(plain, stochastic_sampling=False)
@@ -59,7 +59,8 @@ class Flow(StableDiffusion):
         for what, (read, given) in pairs.items():
             if read != given:
                 raise ModelError(
-                    f"{folder}: the transformer reads {what} {read} wide, the other parts of this {cls.pipeline} give "
+                    f"{folder}: the transformer reads {what} {read} wide, the other parts of this "
+                    f"{cls.pipeline_class} give "
                     f"{given}: parts of different models are mixed"
                 )
 

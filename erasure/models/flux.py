@@ -24,7 +24,7 @@ class Flux(Flow):
 
     family = "flux"
     sampling: ClassVar[dict[str, Any]] = {"sampler": "euler", "num_inference_steps": 28, "guidance_scale": 3.5}
-    pipeline = "FluxPipeline"
+    pipeline_class = "FluxPipeline"
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
 

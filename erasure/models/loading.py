@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,6 +105,18 @@ def _warn_unfinished(folder: Path) -> None:
     else:
         return
     log_warning_once(f"{folder.parent} is no finished run: it holds {what}")
+
+
+def load_pipeline(pipeline: Any) -> Model:
+    """The model of a stock pipeline in memory, which stays as it is; its `source` is empty.
+
+    Raises ModelError for a pipeline of no known family.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        model = load_model(folder)
+    model.source = ""
+    return model
 
 
 def load_unchanged(given: str | Path, expected_hash: str, of: str) -> Model:

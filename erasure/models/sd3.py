@@ -25,7 +25,7 @@ class SD3(Flow):
 
     family = "sd3"
     sampling: ClassVar[dict[str, Any]] = {"sampler": "euler", "num_inference_steps": 28, "guidance_scale": 7.0}
-    pipeline = "StableDiffusion3Pipeline"
+    pipeline_class = "StableDiffusion3Pipeline"
     encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers: tuple[str, ...] = ("tokenizer", "tokenizer_2", "tokenizer_3")
 

@@ -21,7 +21,7 @@ class SDXL(StableDiffusion):
 
     family = "sdxl"
     sampling: ClassVar[dict[str, Any]] = {"num_inference_steps": 50, "eta": 0.0, "guidance_scale": 5.0}
-    pipeline = "StableDiffusionXLPipeline"
+    pipeline_class = "StableDiffusionXLPipeline"
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
 

@@ -32,7 +32,7 @@ class StableDiffusion(DiffusionModel):
 
     family = "stable_diffusion"
     sampling: ClassVar[dict[str, Any]] = {"num_inference_steps": 50, "eta": 0.0, "guidance_scale": 7.5}
-    pipeline: ClassVar[str] = "StableDiffusionPipeline"
+    pipeline_class: ClassVar[str] = "StableDiffusionPipeline"
     one_file: ClassVar[bool] = True  # whether its layout in one file is read and written
     encoders: tuple[str, ...] = ("text_encoder",)
     tokenizers: tuple[str, ...] = ("tokenizer",)
@@ -51,7 +51,7 @@ class StableDiffusion(DiffusionModel):
     def recognises(cls, folder: Path) -> bool:
         """A pipeline folder whose model_index.json names this family's pipeline."""
         index = folder / "model_index.json"
-        return index.is_file() and read_json(index, ModelError).get("_class_name") == cls.pipeline
+        return index.is_file() and read_json(index, ModelError).get("_class_name") == cls.pipeline_class
 
     @classmethod
     def load(cls, folder: str) -> Self:
@@ -61,7 +61,7 @@ class StableDiffusion(DiffusionModel):
         names = (cls.network_part, "vae", *encoders)
         missing = [name for name in (*names, *tokenizers, "scheduler") if not (root / name).is_dir()]
         if missing:
-            raise ModelError(f"{folder} lacks {missing[0]}/: expected a whole {cls.pipeline} folder")
+            raise ModelError(f"{folder} lacks {missing[0]}/: expected a whole {cls.pipeline_class} folder")
         modules: dict[str, Any] = {}
         dtypes: dict[str, str] = {}
         for name in names:
@@ -99,26 +99,32 @@ class StableDiffusion(DiffusionModel):
         if network.config.cross_attention_dim != width:
             raise ModelError(
                 f"{folder}: the UNet reads text {network.config.cross_attention_dim} wide, the text encoders of this "
-                f"{cls.pipeline} give {width}: parts of different models (SD 1, 2 and XL) are mixed"
+                f"{cls.pipeline_class} give {width}: parts of different models (SD 1, 2 and XL) are mixed"
             )
 
     def save(self, folder: Path) -> None:
         """Write a stock pipeline folder with our erasure.json beside it, atomically, each part in its own precision."""
-        import diffusers
-
-        dtypes = self.info.get("dtypes", {})
         with atomic_folder(folder) as temporary:
-            modules = {self.network_part: self.network, **self.parts}
-            config = modules.pop("scheduler_config", None) or dict(self.noise_scheduler.config)
-            scheduler = getattr(diffusers, config.get("_class_name", "DDIMScheduler")).from_config(config)
-            for name in (self.network_part, "vae", *self.encoders):
-                modules[name] = in_dtype(modules[name], getattr(torch, dtypes.get(name, "float32")))
-            kind: Any = getattr(diffusers, self.pipeline)
-            stock = kind(**modules, scheduler=scheduler, **self._pipeline_options())
-            stock.save_pretrained(
+            self.pipeline().save_pretrained(
                 temporary, safe_serialization=True, max_shard_size=self.info.get("max_shard_size", "10GB")
             )
             write_info(temporary, self.info, self.family)
+
+    def pipeline(self) -> Any:
+        """The stock diffusers pipeline of this model, each part in the precision that `info` records.
+
+        Parts whose precision is float32 are shared with the model, the others are copies.
+        """
+        import diffusers
+
+        dtypes = self.info.get("dtypes", {})
+        modules = {self.network_part: self.network, **self.parts}
+        config = modules.pop("scheduler_config", None) or dict(self.noise_scheduler.config)
+        scheduler = getattr(diffusers, config.get("_class_name", "DDIMScheduler")).from_config(config)
+        for name in (self.network_part, "vae", *self.encoders):
+            modules[name] = in_dtype(modules[name], getattr(torch, dtypes.get(name, "float32")))
+        kind: Any = getattr(diffusers, self.pipeline_class)
+        return kind(**modules, scheduler=scheduler, **self._pipeline_options())
 
     def _pipeline_options(self) -> dict[str, Any]:
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
