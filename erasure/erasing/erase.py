@@ -18,7 +18,7 @@ from erasure.core.files import require_disk_space
 from erasure.core.phases import Phases
 from erasure.core.run_dir import Diverged, RunDir, Trained
 from erasure.data import Dataset
-from erasure.erasing.make_mask import MASKS, SCORED, read_mask
+from erasure.erasing.make_mask import MASKS, SCORED, check_mask, read_mask
 from erasure.erasing.record import EraseSettings, read_erase_record, settings_of
 from erasure.erasing.result import EraseResult
 from erasure.erasing.targets import ForgetTarget, TargetSpec, recorded_target, target_of
@@ -34,6 +34,8 @@ from erasure.reports.erase_report import write_report
 from erasure.saliency.mask import Mask
 from erasure.saliency.scores import SaliencyConfig, build_mask
 from erasure.training.memory import measured_peak
+
+GIVEN_MASK = "given-mask.safetensors"  # in the run folder, of a mask that was given as an object
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class _Erasure:
     evaluation: EvaluationConfig
     phases: Phases
     original: Model | None = None
+    given_mask: Mask | None = None
 
     def twin(self) -> Model | None:
         """The original for later, taken before the first step; None where memory is short and it is loaded again."""
@@ -114,7 +117,9 @@ def erase(request: EraseRequest, out: str | Path, *, report: bool = True) -> Era
             target.check_labeler(request.evaluation)
         settings = _settings(request, model, target, method, scoring, Path(out))
     evaluation = EvaluationConfig.from_json(settings["evaluation"])
-    return _carried_out(settings, out, _Erasure(model, target, method, scoring, evaluation, phases), report)
+    erasure = _Erasure(model, target, method, scoring, evaluation, phases)
+    erasure.given_mask = request.mask if isinstance(request.mask, Mask) else None
+    return _carried_out(settings, out, erasure, report)
 
 
 def repeat(config: str | Path, out: str | Path) -> EraseResult:
@@ -141,17 +146,15 @@ def _model_of(request: EraseRequest, out: Path) -> Model:
         model = load_model(request.model).to(device())
     else:
         model = request.model.clone()
-        if not model.source:  # of no folder: without a copy, nothing could be compared with it later
-            model.source = str(_saved_original(model, out))
+        # A model of no folder is saved with the run: later comparisons need the original.
+        model.source = model.source or _own_original(out)
     model.keep_hashes()
     return model
 
 
-def _saved_original(model: Model, out: Path) -> Path:
-    folder = out / "original"
-    if is_main() and not folder.is_dir():
-        model.save(folder)
-    return folder
+def _own_original(out: Path) -> str:
+    """Where a run keeps an original that was given as an object and is in no folder."""
+    return str((out / "original").resolve())
 
 
 def _resolved(request: EraseRequest, model: Model) -> tuple[Method, SaliencyConfig]:
@@ -185,16 +188,21 @@ def _settings(
     mask = request.mask or method.default_mask
     if mask != "none" and method.no_mask:
         raise NotApplicableError(f"--mask {mask} has no meaning for {request.method_name}: {method.no_mask}")
+    part = method.part_of(model)
     if isinstance(mask, Mask):
-        mask = str(_saved_mask(mask, out))
+        check_mask(mask, "the given mask", part)
+        place: str = str((out / GIVEN_MASK).resolve())
+        mask_hash: str | None = hash_tensors(mask.tensors)
+    else:
+        place, mask_hash = mask if mask in MASKS else str(Path(mask).resolve()), _hash_of(mask, part)
     found: dict[str, Any] = {
-        "model": located(request.model if isinstance(request.model, str) else model.source),
+        "model": model.source if model.source == _own_original(out) else located(model.source),
         "model_hash": model.hash,
         **target.settings,
         "method": request.method_name,
         "options": asdict(method),
-        "mask": mask if mask in MASKS else str(Path(mask).resolve()),
-        "mask_hash": _hash_of(mask, method.part_of(model)),
+        "mask": place,
+        "mask_hash": mask_hash,
         "saliency": asdict(scoring),
         "seed": request.seed,
         "evaluate": request.evaluate,
@@ -202,14 +210,6 @@ def _settings(
         "probe_every": request.probe_every,
     }
     return cast(EraseSettings, found)
-
-
-def _saved_mask(mask: Mask, out: Path) -> Path:
-    """The file of a mask that was given as an object, beside the run."""
-    path = out.with_name(f"{out.name}-mask.safetensors")
-    if is_main():
-        mask.save(path)
-    return path
 
 
 def _hash_of(mask: str, part: Model) -> str | None:
@@ -223,6 +223,7 @@ def _carried_out(settings: EraseSettings, out: str | Path, erasure: _Erasure, re
         if run.done:
             return EraseResult.from_dict(run.result)
         phases = erasure.phases
+        _save_given(run, settings, erasure)
         if "trained" in run.document:
             erasure.original = erasure.model
             with phases("load the cleaned model"):
@@ -241,6 +242,18 @@ def _carried_out(settings: EraseSettings, out: str | Path, erasure: _Erasure, re
             run.finish(result.to_dict())
             (run.folder / "checkpoint.safetensors").unlink(missing_ok=True)
         return result
+
+
+def _save_given(run: RunDir, settings: EraseSettings, erasure: _Erasure) -> None:
+    """Save what was given as an object and is in no file: the original model, and a mask."""
+    if not is_main():
+        return
+    own = _own_original(run.folder)
+    if settings["model"] == own and not Path(own).is_dir():
+        erasure.model.save(Path(own))
+    mask = run.folder / GIVEN_MASK
+    if erasure.given_mask is not None and not mask.is_file():
+        erasure.given_mask.save(mask)
 
 
 def _outputs(run: RunDir, settings: EraseSettings, erasure: _Erasure) -> tuple[ModelOutputs, ModelOutputs]:

@@ -78,14 +78,19 @@ def read_mask(path: str, model: Model) -> Mask:
     if not Path(path).exists() and "/" not in path and not path.endswith(".safetensors"):
         raise OptionError(f"unknown --mask {path!r}{suggestion(path, MASKS)}: expected a file, or {', '.join(MASKS)}")
     mask = Mask.load(path)
+    check_mask(mask, path, model)
+    return mask
+
+
+def check_mask(mask: Mask, name: str, model: Model) -> None:
+    """Raise MaskError unless the mask was made for this very model."""
     mask.check(model.network)
     made_for = mask.provenance.get("model_hash")
     if made_for not in (None, model.hash):
         raise MaskError(
-            f"--mask {path} was made for other weights (model hash {made_for[:12]}, this one has {model.hash[:12]}): "
+            f"--mask {name} was made for other weights (model hash {made_for[:12]}, this one has {model.hash[:12]}): "
             "make one with `erasure mask --model <this model>`"
         )
-    return mask
 
 
 @contextlib.contextmanager

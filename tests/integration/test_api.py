@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import erasure as er
+from erasure.core import registry
 from tests.conftest import pipeline_folder, state_of, tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,7 +62,8 @@ def test_a_run_has_a_model_metrics_and_pictures(pipe, run):
     assert found.images.compare().size[0] > found.images.compare().size[1] / 2 and found.images.paths
     options = found.record["settings"]["options"]
     assert options["alpha"] == 0.5 and options["steps"] == 2 and options["epochs"] == 0
-    assert options["learning_rate"] == 1e-5 or options["learning_rate"] == er.erase.__defaults__ or True
+    card = pipe.info["erase"]["salun"]  # what was not given still follows the model's card
+    assert all(options[key] == value for key, value in card.items() if key in options and key not in ("alpha", "steps"))
     moved = state_of(found.model)
     for name, tensor in state_of(pipe).items():
         if name in mask.tensors:
@@ -143,7 +145,7 @@ def test_classes_and_samples(tmp_path):
         (lambda out: er.erase("digits-ddpm", "three", out=out), "a str is no target"),
         (lambda out: er.erase("digits-ddpm", er.Classes(), out=out), "names no class"),
         (lambda out: er.erase("digits-ddpm", er.Classes(77), out=out), "out of range"),
-        (lambda out: er.saliency_mask("digits-ddpm", er.Classes(3), density=2.0), "density 2.0 is outside"),
+        (lambda out: er.saliency_mask("digits-ddpm", er.Classes(3), density=2.0), "density. 2.0 is outside"),
         (lambda out: er.saliency_mask("digits-ddpm", er.Classes(3), densty=0.5), "did you mean 'density'"),
         (lambda out: er.Run(out), "does not exist"),
     ],
@@ -161,6 +163,18 @@ def test_the_static_names_are_those_that_are_given():
     assert static == set(er.__all__)
     for name in er.__all__:
         assert getattr(er, name).__doc__
+
+
+def test_every_method_is_a_class_of_the_methods_package():
+    tree = ast.parse((ROOT / "erasure" / "methods" / "__init__.py").read_text(encoding="utf-8"))
+    checking = next(node for node in tree.body if isinstance(node, ast.If))
+    static = {alias.asname for node in checking.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    classes = {type(registry.load("methods", name)()).__name__ for name in registry.names("methods")}
+    assert static == classes | {"GradientMethod", "Job", "Method", "StepBatches"} and static <= set(dir(er.methods))
+    for name in static:
+        assert getattr(er.methods, name).__name__ == name
+    with pytest.raises(AttributeError):
+        er.methods.Nothing  # noqa: B018
 
 
 def test_a_strict_type_checker_accepts_a_program_that_uses_it():

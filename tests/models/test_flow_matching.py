@@ -117,7 +117,9 @@ def test_saved_and_loaded_is_the_same_to_the_bit_and_stock(kind, tmp_path):
     assert model.fresh(1).hash != model.hash
     missing = {"text_encoder_3": None, "tokenizer_3": None} if "without" in kind else {}
     stock = DiffusionPipeline.from_pretrained(tmp_path / "m", **missing)
-    assert type(stock).__name__ == model.pipeline_class and stock.transformer.state_dict().keys() == state_of(model).keys()
+    assert (
+        type(stock).__name__ == model.pipeline_class and stock.transformer.state_dict().keys() == state_of(model).keys()
+    )
 
 
 def test_t5_reads_its_window_and_zeros_stand_for_it():
