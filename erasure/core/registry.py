@@ -7,7 +7,6 @@ name is expected; both are found from the current folder.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import importlib.util
 import inspect
@@ -64,12 +63,6 @@ def summary(kind: str, name: str) -> str:
 def module_name(kind: str, name: str) -> str:
     """The dotted name of the module of a plug-in."""
     return ".".join(("erasure", *_paths(kind)[name].relative_to(PACKAGE).with_suffix("").parts))
-
-
-def class_name(kind: str, name: str) -> str:
-    """The name of a plug-in's one public class, read without importing it."""
-    tree = ast.parse(_paths(kind)[name].read_text(encoding="utf-8"))
-    return next(node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
 
 
 def name_of(kind: str, found: type) -> str:

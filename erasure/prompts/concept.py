@@ -100,16 +100,6 @@ class Concept:
         return {"name": self.name, **rows}
 
     @classmethod
-    def from_words(cls, words: str, anchor: str | None = None, retain: str | None = None) -> Concept:
-        """The concept of plain `words`, joined by commas; see `from_words` of this module."""
-        return from_words(words, anchor, retain)
-
-    @classmethod
-    def preset(cls, name: str) -> Concept:
-        """A preset such as "nudity" or "imagenette/church", or a CSV file; several are joined by commas."""
-        return load_concept(name)
-
-    @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Concept:
         """The concept that `as_json` wrote; raises DataError for anything else."""
         try:

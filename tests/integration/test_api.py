@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import erasure as er
-from erasure.core import registry
 from tests.conftest import pipeline_folder, state_of, tiny
 
 ROOT = Path(__file__).parent.parent.parent
@@ -163,18 +162,6 @@ def test_the_static_names_are_those_that_are_given():
     assert static == set(er.__all__)
     for name in er.__all__:
         assert getattr(er, name).__doc__
-
-
-def test_every_method_is_a_class_of_the_methods_package():
-    tree = ast.parse((ROOT / "erasure" / "methods" / "__init__.py").read_text(encoding="utf-8"))
-    checking = next(node for node in tree.body if isinstance(node, ast.If))
-    static = {alias.asname for node in checking.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    classes = {type(registry.load("methods", name)()).__name__ for name in registry.names("methods")}
-    assert static == classes | {"GradientMethod", "Job", "Method", "StepBatches"} and static <= set(dir(er.methods))
-    for name in static:
-        assert getattr(er.methods, name).__name__ == name
-    with pytest.raises(AttributeError):
-        er.methods.Nothing  # noqa: B018
 
 
 def test_a_strict_type_checker_accepts_a_program_that_uses_it():
