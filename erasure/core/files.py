@@ -23,7 +23,7 @@ from erasure.core.errors import ErasureError, OutputError, RunError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong while `path` is written (disk full, no permission) into one OutputError."""
+    """Turn any error while `path` is written (disk full, no permission) into one OutputError."""
     try:
         yield
     except OSError as error:
@@ -124,9 +124,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def held(path: Path, what: Path, *, wait: bool = False) -> FileLock:
-    """The lock file `path`, held by this process until released.
+    """Lock the file `path` for this process until it is released.
 
-    While another process holds it, it is waited for with `wait`, or else RunError raised.
+    While another process has the lock, wait for it with `wait`, or else raise RunError.
     """
     lock = FileLock(path)
     try:
@@ -148,7 +148,7 @@ def require_disk_space(folder: Path, needed: int, what: str, remedy: str) -> Non
 
 
 def sweep(path: Path) -> None:
-    """Remove `.<name>.<pid>....tmp` beside `path` where no process of that number lives any more."""
+    """Remove `.<name>.<pid>....tmp` beside `path` whose process has ended."""
     for stale in path.parent.glob(f".{_literal(path.name)}.*.tmp"):
         owner = re.match(re.escape(f".{path.name}.") + r"(\d+)\.", stale.name)
         if owner is None or _lives(int(owner[1])):
@@ -160,7 +160,7 @@ def sweep(path: Path) -> None:
 
 
 def _literal(name: str) -> str:
-    """`name` as a pattern that means itself."""
+    """`name` as a glob pattern that matches itself alone."""
     return re.sub(r"([*?\[])", r"[\1]", name)
 
 

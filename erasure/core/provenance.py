@@ -1,7 +1,7 @@
 """Provenance: what an exported file says of itself. From which weights, by which method, what changed, how it scored.
 
-It is JSON under the key "erasure" of a safetensors header, and whole in a file beside it. Whoever reads it believes
-none of it: `erasure verify` recomputes what can be recomputed.
+It is JSON under the key "erasure" of a safetensors header, and whole in a file beside it. It proves nothing by itself:
+`erasure verify` recomputes what can be recomputed.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def images_in(source: Path) -> Iterator[StoredFile]:
 
 
 class StoredFile:
-    """A file in a folder, tar or zip, opened when it is asked for; to be read before the next one is."""
+    """A file in a folder, tar or zip, opened when it is read; read it before the next one."""
 
     def __init__(self, source: Path, name: str, opened: Callable[[], Any]) -> None:
         self.source, self.name, self._opened = source, name, opened

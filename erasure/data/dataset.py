@@ -26,9 +26,9 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Aspect:
-    """One thing that can be told of an image, such as its style: the answers there are, and each class's.
+    """One property of an image, such as its style: the values it can have, and the value of each class.
 
-    Aspects of one `domain` are of one kind, told in order (a first and a second digit); empty means its own name.
+    Aspects of one `domain` are of one kind, in order (a first and a second digit); empty means its own name.
     """
 
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Dataset:
 
     @classmethod
     def nothing(cls) -> Dataset:
-        """A data set without images, for those who need none."""
+        """A data set without images, for callers that need none."""
         return cls("none", "train", np.empty((0, 1, 1, 3), np.uint8), np.empty(0, np.int64), ())
 
     @property

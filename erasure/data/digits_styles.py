@@ -43,7 +43,7 @@ class DigitsStyles:
     def load(self, split: str, data_dir: Path | None = None) -> Dataset:
         """The split: its digits in every style, and a few pairs of them for every class of pairs."""
         if data_dir is not None:
-            raise DataError("--data digits_styles is drawn from scikit-learn's digits and takes no --data-dir")
+            raise DataError("--data digits_styles is generated from scikit-learn's digits and takes no --data-dir")
         digits = Digits().load(split)
         strokes = torch.from_numpy(digits.images[..., 0]).float().div(255)
         combinations = [(first, 10, style) for first in range(10) for style in range(len(STYLES))]
@@ -85,13 +85,13 @@ def _captions(first: int, second: int, style: int) -> tuple[str, ...]:
 
 
 def _single(strokes: Tensor, seed: int) -> Tensor:
-    """Ink coverage (n, 32, 32) in [0, 1] of one digit a picture, shifted by up to two pixels."""
+    """Ink coverage (n, 32, 32) in [0, 1] of one digit an image, shifted by up to two pixels."""
     generator = torch.Generator().manual_seed(seed)
     return _placed(_enlarged(strokes, 28, 28), (2, 2), generator)
 
 
 def _paired(strokes: Tensor, labels: np.ndarray, count: int, seed: int) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Coverage of two digits side by side, `count` pictures for each of the hundred ordered pairs, and the pairs."""
+    """Coverage of two digits side by side, `count` images for each of the hundred ordered pairs, and the pairs."""
     generator = torch.Generator().manual_seed(seed)
     of_digit = [torch.from_numpy(np.flatnonzero(labels == digit)) for digit in range(10)]
     pairs = [(a, b) for a in range(10) for b in range(10) for _ in range(count)]
@@ -125,7 +125,7 @@ def _placed(strokes: Tensor, largest_shift: tuple[int, int], generator: torch.Ge
 
 
 def _drawn(alpha: Tensor, style: int) -> Tensor:
-    """Coverage (n, 32, 32) as pictures (n, 3, 32, 32) in [-1, 1] of one style: ground, stroke, and what marks it."""
+    """Coverage (n, 32, 32) as images (n, 3, 32, 32) in [-1, 1] of one style: ground, stroke, and what marks it."""
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     cover = alpha[:, None]
     if STYLES[style] == "ink":

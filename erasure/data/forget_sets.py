@@ -4,7 +4,7 @@ An id is a sample's position in the training split as the model saw it, 0 to n -
 A forget set is written as
 
     class:3          every sample of a class, or of several (class:cat,dog; also without `class:`)
-    random:0.1       a share of all samples, drawn with the run's seed, or with another: random:0.1@7
+    random:0.1       a share of all samples, chosen with the run's seed, or with another: random:0.1@7
     ids:5,17         these samples, or those of a file: one id a line, or a JSON list (ids:FILE)
     mislabelled:0.1  the samples whose labels were wrong in training (`erasure train classifier --mislabel 0.1`)
 
@@ -40,7 +40,7 @@ def by_sample(spec: str | None) -> bool:
 def forget_ids(spec: str, dataset: Dataset, seed: int) -> np.ndarray:
     """Ids (m,) of the samples that `spec` names, ascending and each once; 0 < m < n.
 
-    `seed` draws the share of `random` and of `mislabelled`, whose own is that of the training.
+    `seed` chooses the samples of `random` and of `mislabelled`; the latter needs the seed of the training.
     Raises OptionError when an id does not exist, when nothing is named, or when nothing would be left.
     """
     kind, value = parts_of(spec)

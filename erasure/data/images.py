@@ -24,7 +24,7 @@ from erasure.core.files import atomic_path
 from erasure.core.logging import log_user_once
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-HEAD = 16  # bytes that tell an image
+HEAD = 16  # bytes that show whether a file is an image
 BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a", b"\0\0\0\x0cJXL ")
 BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")  # of ISO media files that are images
 MACOS = "__MACOSX"  # a folder of hidden files in the archives that macOS makes
@@ -78,7 +78,7 @@ def named_as_image(name: str) -> bool:
 
 
 def is_image(name: str, head: Callable[[], bytes]) -> bool:
-    """Whether a file is an image; `head` gives its first HEAD bytes, and is asked when the name does not say it."""
+    """Whether a file is an image; `head` returns its first HEAD bytes, and is called when the name does not say it."""
     return named_as_image(name) or (not is_hidden(name) and _begins_like_image(head()))
 
 
@@ -150,7 +150,7 @@ def as_picture(image: np.ndarray) -> Image.Image:
 
 
 def grid(rows: Sequence[np.ndarray], scale: int = 1, gap: int = 2) -> np.ndarray:
-    """One picture of `rows`, each (n, h, w, c) uint8, pixels enlarged `scale` times, on white."""
+    """One image of `rows`, each (n, h, w, c) uint8, pixels enlarged `scale` times, on white."""
     height, width, channels = rows[0].shape[1:]
     columns = max(len(row) for row in rows)
     cell_h, cell_w = height * scale + gap, width * scale + gap

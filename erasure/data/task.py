@@ -14,10 +14,10 @@ CLASS = "class:"  # may stand before classes, as other words stand before other 
 class Task:
     """Classes of a labelled data set, or prompts, to forget; every other one is retained.
 
-    `forget`, `gone` and `retain` are indices; `class_names[i]` is the name of class i, or the prompt. `gone` were
-    erased before: they are neither forgotten anew nor kept. `anchors` are what takes the place of each of `forget`,
-    where the task says so, and `title` what it calls itself. With `samples` single samples of any class are forgotten,
-    not classes: `forget` is empty, and each sample's other labels are all of `retain` but its own.
+    `forget`, `already_erased` and `retain` are indices; `class_names[i]` is the name of class i, or the prompt. The
+    classes of `already_erased` are neither forgotten again nor kept. `anchors` are what takes the place of each of
+    `forget`, where the task defines it, and `title` is its name. With `samples`, single samples of any class are
+    forgotten instead of classes: `forget` is empty, and each sample's other labels are all of `retain` but its own.
     """
 
     class_names: tuple[str, ...]

@@ -57,7 +57,7 @@ class PredictResult(Record):
 
 
 @dataclass(frozen=True)
-class VerifyResult(Record):
+class ExactVerifyResult(Record):
     """Whether the live states have the bits of training without the forgotten samples, and what is wrong if not.
 
     `differing` are states, `strangers` files of states/ that should not be there, `log` is "whole" or its fault.

@@ -11,7 +11,7 @@ from erasure.data import Dataset
 from erasure.exact.hash_log import FitEvent, HashLog, StateEvent
 from erasure.exact.plan import ExactPlan, Stage, ids_hash
 from erasure.exact.predict import test_accuracy
-from erasure.exact.results import VerifyResult
+from erasure.exact.results import ExactVerifyResult
 from erasure.exact.service import Service, opened
 from erasure.exact.training import state_hash, train_stage
 
@@ -31,7 +31,7 @@ SELECTED = (
 )
 
 
-def verify(folder: str | Path) -> VerifyResult:
+def verify(folder: str | Path) -> ExactVerifyResult:
     """Whether the live states of the service in `folder` equal those of training without the forgotten samples.
 
     `exact` is True when every state has the bits of the retrained one, states/ holds no other file and the log is
@@ -47,7 +47,7 @@ def verify(folder: str | Path) -> VerifyResult:
         log = _log_fault(service.log, service.plan, stages, made)
         exact = not differing and not strangers and not log
         limits = [*NOT_CLAIMED, *([SELECTED] if service.plan.options.get("selection") == "entropy" else [])]
-        return VerifyResult(
+        return ExactVerifyResult(
             folder=str(folder),
             exact=exact,
             live_states=len(stages),

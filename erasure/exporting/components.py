@@ -1,6 +1,6 @@
 """The tensors of a model or a file, by component: as they are written, and the base's under the same names.
 
-Nothing is kept in memory: a tensor is read, cast or reshaped when it is asked for, so that a model larger than memory
+Nothing is kept in memory: a tensor is read, cast or reshaped when it is looked up, so that a model larger than memory
 can be compared and hashed.
 """
 
@@ -40,7 +40,7 @@ PARTS = {
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for."""
+    """Tensors that are made when they are looked up."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
         self._makers = dict(makers)
@@ -173,7 +173,7 @@ def _once(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 class Original:
     """The model that a cleaned one was made from: its tensors by component as in `states_of`, and their formats.
 
-    From `original` they are read when they are asked for, in the number formats of the files.
+    From `original` they are read when they are looked up, in the dtypes of the files.
     """
 
     states: Mapping[str, Mapping[str, Tensor]]
@@ -186,7 +186,7 @@ class Original:
 
     @property
     def network(self) -> Mapping[str, Tensor]:
-        """The network's tensors, float32, each made when it is asked for."""
+        """The network's tensors, float32, each made when it is looked up."""
         return as_written(next(iter(self.states.values())), lambda _: torch.float32)
 
     @property

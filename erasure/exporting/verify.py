@@ -1,7 +1,7 @@
 """Verify a file: what it says of itself, whether its tensors are those that were written, and what differs from a base.
 
-A recorded hash shows damage; only the comparison with the base proves what changed, since whoever writes a file writes
-its hashes too.
+A recorded hash shows damage; only the comparison with the base proves what changed, since the author of a
+file also writes its hashes.
 """
 
 from __future__ import annotations

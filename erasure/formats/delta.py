@@ -1,8 +1,8 @@
 """A sparse difference between two sets of weights: exact on those it was taken from, added to those of a relative.
 
-Stored is what was added to each changed weight. A sum in floating point does not always come out at the wanted bits,
-so where it would not the wanted value is stored too: on the very base a delta gives the cleaned weights bit for bit,
-on another fine-tune of the same architecture it adds `cleaned - base`.
+A delta stores what was added to each changed weight. A floating-point sum does not always give the cleaned bits; where
+it does not, the cleaned value is stored too. So a delta gives the cleaned weights bit for bit on its own base, and on
+another fine-tune of the same architecture it adds `cleaned - base`.
 """
 
 from __future__ import annotations

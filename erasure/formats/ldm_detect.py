@@ -1,7 +1,7 @@
-"""What a single model file is, told from the names and shapes of its tensors alone, and what it is not.
+"""Recognise a single model file by the names and shapes of its tensors alone.
 
-Nothing is believed of the file's name or metadata, except where two models cannot be told apart by shape: whether the
-UNet predicts noise or velocity.
+The file's name and metadata are not trusted, except where shapes do not distinguish two models: whether the UNet
+predicts noise or velocity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LORA = (
     *("lora_up", "lora_down", "lora_A", "lora_B", "lora_unet_", "lora_te"),
     *("_lora.up.", "_lora.down.", ".lora.up.", ".lora.down.", "lora_linear_layer"),  # diffusers, before PEFT
 )
-# Pieces of names that only one sort of file has, what that file is, and what to do; the first that fits is told.
+# Pieces of names that only one sort of file has, what that file is, and what to do; the first match is reported.
 FOREIGN = (
     (("hada_w1",), "a LoHa (a LyCORIS adapter)", MERGE),  # before LoRA, whose names for layers they share
     (("lokr_w1",), "a LoKr (a LyCORIS adapter)", MERGE),
@@ -148,19 +148,19 @@ def velocity_hint(shapes: Shapes, metadata: Mapping[str, str]) -> bool | None:
 def predicts_velocity(unet: Any, encoder_hidden_states: Tensor | None = None, seed: int = 0) -> bool:
     """Whether a trained UNet predicts velocity rather than noise, decided by what it does at the last timestep.
 
-    There its input is nearly pure noise, so a network that predicts noise answers with its input (correlation near 1);
-    velocity is then nearly minus the image (Salimans and Ho, 2022), which the input hardly tells. A prompt may be given
-    as `encoder_hidden_states` (1, tokens, width), else zeros. An untrained network answers neither: True.
+    There its input is nearly pure noise, so a network that predicts noise returns its input (correlation near 1);
+    velocity is then nearly minus the image (Salimans and Ho, 2022), which hardly depends on the input. A prompt may be
+    given as `encoder_hidden_states` (1, tokens, width), else zeros. An untrained network does neither: True.
     """
     config = unet.config
     weight = next(unet.parameters())
-    side = min(config.sample_size, 32)  # the answer is the same on a small picture, and quick on a CPU
+    side = min(config.sample_size, 32)  # a small image gives the same decision, and is quick on a CPU
     shape = (2, config.in_channels, side, side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     if encoder_hidden_states is None:
         encoder_hidden_states = torch.zeros(1, 77, config.cross_attention_dim)
     condition = encoder_hidden_states.to(weight).expand(len(noise), -1, -1)
     with torch.no_grad():
-        answers = [unet(x[None].to(weight), 999, c[None]).sample for x, c in zip(noise, condition, strict=True)]
-    pair = torch.stack([noise.flatten(), torch.cat(answers).flatten().float().cpu()])
+        predictions = [unet(x[None].to(weight), 999, c[None]).sample for x, c in zip(noise, condition, strict=True)]
+    pair = torch.stack([noise.flatten(), torch.cat(predictions).flatten().float().cpu()])
     return bool(torch.corrcoef(pair)[0, 1] < 0.7)

@@ -1,8 +1,8 @@
 """Tensors of Stable Diffusion 1, 2 and XL in the original single-file layout and in diffusers' layout, both ways.
 
 The map is a bijection: what goes one way and comes back is the same, bit for bit. A file may hold more than the model
-needs (SD 2's last text layer, averaged weights, a noise schedule); those tensors have no name in diffusers and are left
-to whoever copies the file.
+needs (SD 2's last text layer, averaged weights, a noise schedule); those tensors have no name in diffusers, and the
+code that copies the file handles them.
 """
 
 from __future__ import annotations

@@ -80,10 +80,10 @@ def decomposed(
     log_user(f"looking for the nearest rank {rank} of {len(fitting)} layers")
     layers = []
     for name in fitting:
-        moved = after[name].to(on, torch.float64) - before[name].to(on, torch.float64)
-        down, up = (part.to(dtype) for part in factors(moved, rank))
-        size = float(moved.norm())
-        error = float((moved - product(down, up)).norm()) / size
+        difference = after[name].to(on, torch.float64) - before[name].to(on, torch.float64)
+        down, up = (part.to(dtype) for part in factors(difference, rank))
+        size = float(difference.norm())
+        error = float((difference - product(down, up)).norm()) / size
         layers.append(Layer(name.removesuffix(".weight"), down.cpu(), up.cpu(), error, size))
     rest = [name for name in changed if name not in set(fitting)]
     return layers, _report(layers, rank, {name: (before[name], after[name]) for name in rest})

@@ -1,7 +1,7 @@
 """One numeric array from a file: .npy, safetensors, or a pickle that holds an array and nothing else.
 
 A pickle is a program that calls what it names. The one read here gets numpy's own ways to rebuild an array and
-nothing else: at any other name the reading ends, before that name was looked up.
+nothing else: any other name ends the reading before it is looked up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FROM_BUFFER: Any = np.empty(1).__reduce_ex__(5)[0]
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of numbers in a .npy or .safetensors file or a pickle, told apart by their first bytes.
+    """The array of numbers in a .npy or .safetensors file or a pickle, recognised by its first bytes.
 
     Raises ModelError when the file is missing, damaged, too large, or holds anything else.
     """

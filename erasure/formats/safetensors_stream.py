@@ -58,9 +58,9 @@ class Entry(NamedTuple):
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a torch pickle (.ckpt, .pt), told by its first bytes; raises ModelError if there is no file.
+    """Whether a file is a torch pickle (.ckpt, .pt), by its first bytes; raises ModelError if there is no file.
 
-    A safetensors header may be 640 bytes long, which looks like the start of a pickle: its brace tells them apart.
+    A safetensors header may be 640 bytes long, which looks like the start of a pickle; its brace shows that it is none.
     """
     try:
         with open(path, "rb") as handle:
@@ -153,7 +153,7 @@ def write_ordered(
     """
     wanted = {}
     for name in tensors:
-        tensor = tensors[name]  # which may be made just now: it is asked for once, not held
+        tensor = tensors[name]  # may be made on the fly: look it up once, keep no reference
         kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
         wanted[name] = (CODES[kind], tuple(tensor.shape))
     entries = placed(wanted)

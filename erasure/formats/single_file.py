@@ -1,7 +1,7 @@
 """Single-file checkpoints of Stable Diffusion 1, 2 and XL, in and out, without a network: .safetensors and .ckpt.
 
-A file is told by its tensors, its configuration comes from the published models (configs/) unless the file carries its
-own, and its tensors get the names the stock classes load. Written files have the original layout, which every other
+A file is recognised by its tensors; its configuration comes from the published models (configs/) unless the file has
+its own, and its tensors get the names the stock classes load. Written files have the original layout, which every other
 program reads.
 """
 
@@ -175,7 +175,7 @@ def patch(
     """Copy a single file with the given tensors of its components (by component, stock names) replaced, atomically.
 
     Everything else stays byte for byte, except that an averaged copy of the UNet is left out when the UNet changed.
-    Raises ModelError as `read` and `tensor_file.write_patched` do.
+    Raises ModelError as `read` and `write_patched` do.
     """
     tensors, carried = _opened(template)
     kind = kind_of(tensors.shapes, str(template))
@@ -213,7 +213,7 @@ def empty(component: str, config: Mapping[str, Any]) -> Any:
 
 
 class _Tensors(Mapping[str, Tensor]):
-    """The tensors of a file under their usual original names, each fetched when it is asked for."""
+    """The tensors of a file under their usual original names, each fetched when it is looked up."""
 
     def __init__(self, source: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         short = FLAT_CLIP in shapes

@@ -22,7 +22,7 @@ ROLES = ("forget", "retain")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt; `anchor` is what a forgotten one becomes, `shows` the (domain, value) pairs of a picture, in order."""
+    """A prompt; `anchor` is what a forgotten one becomes, `shows` the (domain, value) pairs of an image, in order."""
 
     text: str
     anchor: str = ""

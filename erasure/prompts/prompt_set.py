@@ -1,7 +1,7 @@
 """Prompt sets: the prompts of an audit, from the hub, a file or a preset, filtered, with hashes of what was used.
 
-I2P (Schramowski et al., 2023) is read from the hub, or from a copy that the user names; this project carries no text of
-it. What is known of I2P (4703 rows, 931 of them sexual, 95 above 50 % nudity) is checked and told.
+I2P (Schramowski et al., 2023) is read from the hub, or from a copy that the user names; this project contains no text
+of it. The published numbers (4703 rows, 931 of them sexual, 95 above 50 % nudity) are checked, and differences noted.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def load_prompt_set(
 
     Rows must pass every filter: any of `categories`; `min_nudity`, a comparison such as "50" (at least), ">50" or
     "q16_percentage>=30"; `hard`; ids `rows` such as "1-10,17". The first `limit` of them are kept. Raises OptionError
-    for a name or filter that means nothing, DataError for a file that cannot be read and when no row is left.
+    for an unknown name or filter, DataError for a file that cannot be read and when no row is left.
     """
     given, subset = _split(given, subset)
     name, table = _table(given)

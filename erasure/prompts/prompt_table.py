@@ -1,4 +1,4 @@
-"""Prompts to draw, from the command line, a text file or a CSV, each with the seed, guidance and size it brings.
+"""Prompts to generate images from: the command line, a text file or a CSV, each with its own seed, guidance and size.
 
 A CSV has a column `prompt`. Both layouts of I2P are read (Schramowski et al., 2023, with `sd_seed` and the like; and
 the one that ESD derived from it, with `evaluation_seed` and `case_number`), and so is any other table. It is parsed as
@@ -36,7 +36,7 @@ SEED_LIMIT = 2**63  # what a torch generator takes
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt, and what its table says of it: seed, guidance and size to draw with, labels and scores.
+    """A prompt, and what its table says of it: seed, guidance and size of its images, labels and scores.
 
     `id` is unique in its prompt set; `numbers` holds scores such as nudity_percentage and prompt_toxicity; `hard` is
     I2P's own mark of a prompt.
@@ -73,7 +73,7 @@ def prompt_rows(prompts: Sequence[str], file: str | None, limit: int | None = No
     if limit is not None:
         rows = rows[:limit]
     if not rows:
-        raise OptionError("no prompt to draw: give --prompt TEXT (as often as you like) or --prompts FILE")
+        raise OptionError("no prompt was given: give --prompt TEXT (as often as you like) or --prompts FILE")
     return rows
 
 

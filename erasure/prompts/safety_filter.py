@@ -1,7 +1,7 @@
-"""The guard: no image is ever drawn from words that join a sexual term with a term for minors. It has no switch.
+"""Refuse prompts that combine a sexual term with a term for minors, before any image is generated. It has no switch.
 
 It reads English, whole words, and the usual disguises: accents, look-alike and full-width letters, digits and signs in
-place of letters, dots or spaces between letters, repeated letters. It would rather refuse too much: "nude lipstick on a
+place of letters, dots or spaces between letters, repeated letters. It prefers to refuse too much: "nude lipstick on a
 girl" and "a young-looking nude" are refused, though they may be harmless.
 """
 
@@ -90,7 +90,7 @@ R = TypeVar("R", bound=_HasPrompt)
 
 
 def forbidden(prompt: str) -> bool:
-    """Whether `prompt` joins a sexual term with a term for minors (a word, a phrase, or an age below eighteen)."""
+    """Whether `prompt` combines a sexual term with a term for minors (a word, a phrase, or an age below eighteen)."""
     # What cannot be seen parts words or joins them, and a capital I stands for an l.
     readings = {_plain(text, gap) for text in (prompt, re.sub("(?<=[a-z])I", "l", prompt)) for gap in ("", " ")}
     return any(_joins_both(text) for text in readings)
@@ -111,13 +111,13 @@ def check(prompts: Sequence[str]) -> None:
     refused = [str(i + 1) for i, prompt in enumerate(prompts) if forbidden(prompt)]
     if refused:
         raise OptionError(
-            f"refused to draw prompt {', '.join(refused[:LISTED])} of {len(prompts)}: it joins a sexual term with a "
+            f"refused prompt {', '.join(refused[:LISTED])} of {len(prompts)}: it combines a sexual term with a "
             "term for minors"
         )
 
 
 def refuse(rows: Sequence[R]) -> tuple[list[R], list[str]]:
-    """The rows that may be drawn, in order, and the ids of the others: an audit counts them and goes on."""
+    """Split rows into those that may be generated, in order, and the ids of the refused ones."""
     refused = [row.id for row in rows if forbidden(row.prompt)]
     never = set(refused)
     return [row for row in rows if row.id not in never], refused

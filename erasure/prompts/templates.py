@@ -1,6 +1,6 @@
 """Sentences about a concept: the templates that its words are put into, with the right article, and without them.
 
-English only, by rules of thumb; who needs other sentences writes a CSV file.
+English only, by rules of thumb; for other sentences, write a CSV file.
 """
 
 from __future__ import annotations

@@ -122,11 +122,11 @@ def test_other_labels_of_samples_are_never_their_own(digits, rule):
     table = torch.bincount(labels * 10 + drawn, minlength=100).reshape(10, 10)
     if rule == "random":
         others = table[[0, 1, 2, 3, 5, 6, 7, 8, 9]][:, [0, 1, 2, 3, 5, 6, 7, 8, 9]]
-        assert (others.fill_diagonal_(25) > 8).all() and others.max() < 50  # 200 draws over 8 others
+        assert (others.fill_diagonal_(25) > 8).all() and others.max() < 50  # 200 over 8 others
         assert (table[4] > 8).sum() == 9
     else:
         assert drawn[:10].tolist() == [1, 2, 3, 5, 5, 6, 7, 8, 9, 0]
-    with pytest.raises(OptionError, match="single samples are of many"):
+    with pytest.raises(OptionError, match="for single samples give random or next"):
         other_labels("3", labels, task, torch.Generator())
 
 
