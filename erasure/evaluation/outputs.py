@@ -202,6 +202,7 @@ class GeneratorOutputs(ModelOutputs):
     ) -> None:
         if config.retrained is not None:
             raise NotApplicableError(f"--retrained is for classifiers: {model.source} generates images")
+        model.check_labels(task.class_names)
         super().__init__(task, config, original)
         self.original: GeneratorOutputs | None = original
         self.model, self.dataset, self.folder, self.classifier = model, dataset, folder, classifier

@@ -289,6 +289,7 @@ class GradientMethod(Method):
         """Minimise the method's loss from the original weights; the seconds include those of `prepared`."""
         self.check(job.task)
         self.check_model(model)
+        model.check_labels(job.task.class_names)
         job, part = self.with_own_images(model, job), self.part_of(model)
         began = time.perf_counter()
         with self.prepared(part, job) as setup:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -170,6 +170,18 @@ class Model(ABC):
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in order of their labels; empty when the model knows none."""
         return tuple(self.info.get("class_names", ()))
+
+    def check_labels(self, class_names: Sequence[str]) -> None:
+        """Raise ModelError when this model's labels mean other classes or prompts than `class_names`.
+
+        The labels of a text-to-image model are the prompts that it was last given, which may be those of another task.
+        """
+        own = self.class_names
+        if own and class_names and own != tuple(class_names):
+            raise ModelError(
+                f"the labels of {self.source or 'this model'} belong to another task: they mean {own[0]!r}, ... "
+                f"({len(own)} in all), not {class_names[0]!r}, ... ({len(class_names)}): set its prompts anew"
+            )
 
     @property
     def marks(self) -> Marks:

@@ -80,8 +80,10 @@ def saliency_scores(
 
     Raises:
         DivergedError: The forget loss is not finite.
+        ModelError: The labels of `model` mean other classes or prompts than those of `forget`.
     """
     settings.check()
+    model.check_labels(forget.class_names)
     if checkpoint_every < 1:
         raise OptionError(f"--checkpoint-every {checkpoint_every} must be at least 1")
     network = model.network

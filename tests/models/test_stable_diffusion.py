@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from erasure.core import registry
 from erasure.core.errors import ModelError, NotApplicableError, OptionError
 from erasure.data import Batch
 from erasure.data.images import to_uint8
+from erasure.evaluation.outputs import GeneratorOutputs
+from erasure.evaluation.settings import EvaluationConfig
+from erasure.methods.base import Job
 from erasure.models import load_model
 from erasure.models.sdxl import SDXL
 from erasure.models.stable_diffusion import StableDiffusion
-from tests.conftest import PIPELINES, PROMPTS, pipeline_folder, tiny
+from erasure.saliency.scores import SaliencyConfig, saliency_scores
+from tests.conftest import PIPELINES, PROMPTS, about, pipeline_folder, tiny
 from tests.support import tiny_pipelines
 
 
@@ -200,3 +205,17 @@ def test_the_guard(prompt, refused):
         with pytest.raises(OptionError) as found:
             tiny("sd1").set_prompts(["a tree", prompt])
         assert "prompt 2 of 2" in str(found.value) and prompt not in str(found.value)
+
+
+def test_labels_of_another_task_are_refused(tmp_path):
+    model = tiny("sd1")
+    data, task = about("sd1")
+    model.set_prompts(("a horse", "a cow"))
+    with pytest.raises(ModelError, match=r"labels of .* belong to another task: they mean 'a horse'"):
+        saliency_scores(model, data, SaliencyConfig(saliency_batch_size=8))
+    with pytest.raises(ModelError, match="belong to another task"):
+        registry.load("methods", "finetune")(steps=1, batch_size=2).erase(model, Job(task, data, data))
+    with pytest.raises(ModelError, match="belong to another task"):
+        GeneratorOutputs(model, task, data, tmp_path, EvaluationConfig())
+    model.set_prompts(task.class_names)
+    GeneratorOutputs(model, task, data, tmp_path, EvaluationConfig())
