@@ -152,7 +152,7 @@ def test_bad_requests_are_one_line(cli, tmp_path, ddpm_folder):
     assert "did you mean" in last(cli, *command, "--concept", "nuditty")
     assert "brings its own anchors" in last(cli, *command, "--concept", "nudity", "--anchor", "a")
     assert "text-to-image" in last(cli, "erase", "--model", ddpm_folder, "--concept", "nudity", "--out", out)
-    assert "--probe-every needs a judge" in last(cli, *command, *CAT, *SMALL, "--probe-every", 1)
+    assert "--probe-every needs a classifier" in last(cli, *command, *CAT, *SMALL, "--probe-every", 1)
     assert "minors" in last(cli, *command, "--forget", "a nude child")
     assert "recipe" in last(
         cli,
@@ -274,7 +274,7 @@ def test_generate_refuses_what_it_cannot_draw(cli, tmp_path, ddpm_folder):
     assert "no column 'prompt'" in last(
         cli, "generate", "--model", folder, "--prompts", tmp_path / "bad.csv", "--out", out
     )
-    assert "row 1" in last(cli, "generate", "--model", folder, "--prompts", tmp_path / "number.csv", "--out", out)
+    assert "line 2: seed" in last(cli, "generate", "--model", folder, "--prompts", tmp_path / "number.csv", "--out", out)
     assert "not a readable" in last(
         cli, "generate", "--model", folder, "--prompts", tmp_path / "none.txt", "--out", out
     )
