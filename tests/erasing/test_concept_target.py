@@ -274,7 +274,9 @@ def test_generate_refuses_what_it_cannot_draw(cli, tmp_path, ddpm_folder):
     assert "no column 'prompt'" in last(
         cli, "generate", "--model", folder, "--prompts", tmp_path / "bad.csv", "--out", out
     )
-    assert "line 2: seed" in last(cli, "generate", "--model", folder, "--prompts", tmp_path / "number.csv", "--out", out)
+    assert "line 2: seed" in last(
+        cli, "generate", "--model", folder, "--prompts", tmp_path / "number.csv", "--out", out
+    )
     assert "not a readable" in last(
         cli, "generate", "--model", folder, "--prompts", tmp_path / "none.txt", "--out", out
     )
