@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from erasure.auditing.api import audit_model
+from erasure.auditing.compare import AuditComparison
 from erasure.auditing.compare import compare as compare_folders
 from erasure.auditing.result import AuditResult
 from erasure.core.config import build
@@ -35,13 +36,16 @@ from erasure.erasing.targets import TargetSpec, target_of
 from erasure.evaluation.measure import Measurements
 from erasure.evaluation.metrics.base import Score
 from erasure.evaluation.settings import EvaluationConfig
+from erasure.exporting.export import ExportResult
 from erasure.exporting.export import export as export_run
+from erasure.exporting.verify import VerifyResult
 from erasure.exporting.verify import verify as verify_file
 from erasure.methods.base import Method
 from erasure.models import Model, load_model
 from erasure.models.loading import load_pipeline
 from erasure.prompts.concept import Concept
 from erasure.prompts.prompt_set import PromptSet
+from erasure.reports.compare_runs import RunComparison
 from erasure.reports.notebook import image_html, scores_html
 from erasure.saliency.mask import Mask
 from erasure.saliency.scores import SaliencyConfig, build_mask
@@ -165,8 +169,8 @@ class Run:
         dtype: str | None = None,
         rank: int = 8,
         lora_keys: str = "kohya",
-        base: str | None = None,
-    ) -> Any:
+        base: str | Path | Model | None = None,
+    ) -> ExportResult:
         """Write the cleaned model for other tools.
 
         Args:
@@ -334,12 +338,12 @@ def audit(
     )
 
 
-def export(run: Run | str | Path, out: str | Path, *, format: str = "single-file", **more: Any) -> Any:
+def export(run: Run | str | Path, out: str | Path, *, format: str = "single-file", **more: Any) -> ExportResult:
     """Write the cleaned model of a run for other tools; see `Run.export`."""
     return (run if isinstance(run, Run) else Run(run)).export(out, format=format, **more)
 
 
-def verify(file: str | Path, base: GivenModel | None = None) -> Any:
+def verify(file: str | Path, base: GivenModel | None = None) -> VerifyResult:
     """Check what a file says of itself and, with a `base`, that nothing but the recorded change differs from it.
 
     Raises ModelError naming the first tensor that is not as recorded.
@@ -347,7 +351,7 @@ def verify(file: str | Path, base: GivenModel | None = None) -> Any:
     return verify_file(file, None if base is None else _named_or_loaded(base))
 
 
-def compare(*folders: Run | str | Path, html: str | Path | None = None) -> Any:
+def compare(*folders: Run | str | Path, html: str | Path | None = None) -> RunComparison | AuditComparison:
     """Runs with runs, or audits with audits, side by side; `html` also writes a page."""
     return compare_folders([str(one.folder) if isinstance(one, Run) else str(one) for one in folders], html)
 

@@ -70,7 +70,10 @@ def progress(*items: Any, **options: Any) -> Any:
     """A tqdm bar with tqdm's arguments: shown on a terminal and in a notebook, removed when it is full."""
     from tqdm.auto import tqdm
 
-    return tqdm(*items, disable=None if _bars else True, leave=False, **options)
+    # tqdm itself hides a bar whose output is no terminal, and a notebook's is none.
+    in_notebook = any(kind.__name__ == "tqdm_notebook" for kind in tqdm.__mro__)
+    hidden = (False if in_notebook else None) if _bars else True
+    return tqdm(*items, disable=hidden, leave=False, **options)
 
 
 @contextlib.contextmanager
