@@ -151,53 +151,58 @@ def _full(root: Path, scene: Scene, seeds: Sequence[int]) -> dict[str, Any]:
     originals: list[dict[str, Any]] = []
     curves: dict[str, list[tuple[float, float]]] = {}
     for variant in scene.variants:
-        results, forgotten = [], []
-        for seed in seeds[:1] if variant.once else seeds:
-            folder = root / scene.folder_of(variant) / f"seed-{seed}"
-            try:
-                results.append(_one(folder, scene, variant, seed, 0 if variant.once else scene.probe_every))
-            except DivergedError as error:
-                rows.append(
-                    {"name": variant.name, "mask": f"diverged at seed {seed}: {error}", "metrics": {}, "seconds": None}
-                )
-                break
-            looks = [(r["step"] + 1, r["ua"]) for r in read_log(folder / "log.jsonl") if "ua" in r]
-            forgotten.append(next((step for step, ua in looks if ua >= FORGOTTEN), None))
-            if seed == seeds[0] and looks:
-                curves[variant.name] = looks
-        else:
-            rows.append(_summary(variant, results, forgotten))
-            originals = originals or ([result["original"] for result in results] if not variant.once else [])
+        try:
+            results, forgotten = _repeated(root, scene, variant, seeds, curves)
+        except DivergedError as error:
+            rows.append({"name": variant.name, "mask": f"diverged: {error}", "metrics": {}, "seconds": None})
+            continue
+        rows.append(_summary(variant, results, forgotten))
+        if not originals and not variant.once:
+            originals = [result["original"] for result in results]
     rows.insert(0, _summary(Variant("original", ""), originals, []))
-    head = rows[1]
-    report = root / "report.html"
+    report = _write_page(root / "report.html", scene, rows, curves, seeds[0])
+    head = {key: rows[1][key] for key in ("ua", "ra", "seconds", "metrics")}
+    return {**head, "original": rows[0], "rows": rows, "report": str(report)}
+
+
+def _repeated(
+    root: Path, scene: Scene, variant: Variant, seeds: Sequence[int], curves: dict[str, list[tuple[float, float]]]
+) -> tuple[list[dict[str, Any]], list[int | None]]:
+    """Results of a variant over seeds, and the steps after which each had forgotten; the first seed's curve is kept."""
+    results: list[dict[str, Any]] = []
+    forgotten: list[int | None] = []
+    for seed in seeds[:1] if variant.once else seeds:
+        folder = root / scene.folder_of(variant) / f"seed-{seed}"
+        results.append(_one(folder, scene, variant, seed, 0 if variant.once else scene.probe_every))
+        probes = [(r["step"] + 1, r["ua"]) for r in read_log(folder / "log.jsonl") if "ua" in r]
+        forgotten.append(next((step for step, ua in probes if ua >= FORGOTTEN), None))
+        if seed == seeds[0] and probes:
+            curves[variant.name] = probes
+    return results, forgotten
+
+
+def _write_page(
+    report: Path,
+    scene: Scene,
+    rows: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, list[tuple[float, float]]],
+    seed: int,
+) -> Path:
     figures = [
         titled(COLUMNS[name], plots.intervals(_points(rows, name), COLUMNS[name]))
         for name in COLUMNS
         if any(name in row["metrics"] for row in rows)
     ]
-    figures.append(titled(f"UA along the steps (seed {seeds[0]}, few samples)", plots.curve(curves, "step", "UA %")))
+    figures.append(titled(f"UA along the steps (seed {seed}, few samples)", plots.curve(dict(curves), "step", "UA %")))
     notes = [
         f"{row['name']}: UA of {FORGOTTEN:.0f} % first seen after "
         + ", ".join("(not reached)" if step is None else f"{step} steps" for step in row["steps_to_forget"])
         for row in rows
         if row.get("steps_to_forget")
     ]
-    page = rendered(
-        title=f"Forget {scene.title}: methods and controls",
-        table=table(rows),
-        figures=figures,
-        classes=[],
-        notes=notes,
-        facts={},
-    )
-    write_text(report, page)
-    return {
-        **{key: head[key] for key in ("ua", "ra", "seconds", "metrics")},
-        "original": rows[0],
-        "rows": rows,
-        "report": str(report),
-    }
+    title = f"Forget {scene.title}: methods and controls"
+    write_text(report, rendered(title=title, table=table(rows), figures=figures, classes=[], notes=notes, facts={}))
+    return report
 
 
 def _points(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[float, Sequence[float] | None]]:

@@ -325,7 +325,7 @@ def _train(run: RunDir, settings: EraseSettings, erasure: _Erasure) -> None:
         "model_hash": settings["model_hash"],
         "forget": settings["forget"],
         "method": settings["method"],
-        "mask": settings["mask"],
+        "mask": Path(settings["mask"]).name,
         "seed": settings["seed"],
     }
     with phases("save"):

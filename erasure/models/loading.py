@@ -41,22 +41,33 @@ def resolve(given: str | Path) -> str:
     text = str(given).rstrip("/")
     path = Path(text)
     if path.is_file():
-        if path.suffix not in SUFFIXES:
-            raise ModelError(
-                f"--model {text} is a file: expected a model folder, a run folder, a single file "
-                f"({' or '.join(SUFFIXES)}), or a hub id"
-            )
-        return text
+        return _single_file(path)
     if path.is_dir():
-        if (path / "run.json").is_file() and not (path / "model").is_dir():
-            raise ModelError(f"{text} is a run without a finished model: run its command again to finish it")
-        return str(path / "model") if (path / "run.json").is_file() else text
+        return str(_model_folder(path))
     name = text.removeprefix("checkpoints/")
     if name in shipped_names():
         return str(shipped_folder() / name)
     if text.count("/") == 1 and not text.startswith((".", "/", "~", "checkpoints/")) and path.suffix not in SUFFIXES:
         return text
     raise ModelError(f"--model {text} does not exist{suggestion(text, shipped_names())}")
+
+
+def _single_file(path: Path) -> str:
+    if path.suffix not in SUFFIXES:
+        raise ModelError(
+            f"--model {path} is a file: expected a model folder, a run folder, a single file "
+            f"({' or '.join(SUFFIXES)}), or a hub id"
+        )
+    return str(path)
+
+
+def _model_folder(path: Path) -> Path:
+    """The folder of a model; of a run, that of its cleaned model."""
+    if not (path / "run.json").is_file():
+        return path
+    if not (path / "model").is_dir():
+        raise ModelError(f"{path} is a run without a finished model: run its command again to finish it")
+    return path / "model"
 
 
 def located(given: str | Path) -> str:

@@ -85,14 +85,6 @@ def test_no_file_is_a_drawer():
         assert path.stem not in ("utils", "helpers", "common", "misc")
 
 
-# Functions that are still more complex than McCabe's limit of 10; the list may only become shorter.
-TOO_COMPLEX = {
-    "erasing.demo._full",
-    "erasing.targets.samples.SampleTarget.__init__",
-    "models.loading.resolve",
-}
-
-
 def complexity(function: ast.AST) -> int:
     """McCabe (1976): one more than the conditions, of which `a and b` has two; nested functions are part of theirs."""
     branches = (ast.If, ast.IfExp, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.match_case)
@@ -112,16 +104,9 @@ def _functions(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.AST]]:
 
 def test_no_function_is_too_complex():
     functions = [pair for name, tree in _modules().items() for pair in _functions(tree, name)]
-    assert {name for name, function in functions if complexity(function) > 10} <= TOO_COMPLEX
+    assert not {name for name, function in functions if complexity(function) > 10}
     nested = ast.parse("def f(a):\n def g(): return 1 if a and b or c else 2\n for x in a:\n  if x: pass").body[0]
     assert complexity(nested) == 6
-
-
-def test_functions_are_short():
-    for name, tree in _modules().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno <= 60, f"{name}.{node.name}"
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,8 @@ class SampleTarget(ClassTarget):
                 "of its training images, so give classes, such as --forget class:3"
             )
         super().__init__(model, replace(spec, forget=None))
-        recipe = model.info.get("recipe") or {}
-        forget = asked
-        kind, value = parts_of(forget)
-        if kind == "mislabelled":
-            forget, seed = _recorded_share(asked, recipe if self.source.same else {}, model), recipe.get("seed", 0)
-        elif kind == "random":
-            forget = asked if share_of(asked)[1] is not None else f"random:{value}@{seed}"
+        kind, value = parts_of(asked)
+        forget, seed = self._with_seed(model, asked, seed)
         self.ids = forget_ids(forget, self._dataset, seed)
         if kind == "ids":
             forget = _listed(self.ids) if LISTED.fullmatch(value) else f"ids:{Path(value).resolve()}"
@@ -49,6 +44,16 @@ class SampleTarget(ClassTarget):
         self.task = Task(self.task.class_names, (), self.task.already_erased, title=title, samples=True)
         if not self.kept.any():
             raise OptionError(f"--forget {asked} leaves no sample to retain that was not erased before")
+
+    def _with_seed(self, model: Model, asked: str, seed: int) -> tuple[str, int]:
+        """The forget set that was asked for with its share and seed, and the seed that draws it."""
+        kind, value = parts_of(asked)
+        if kind == "mislabelled":
+            recipe = model.info.get("recipe") or {}
+            return _recorded_share(asked, recipe if self.source.same else {}, model), recipe.get("seed", 0)
+        if kind == "random" and share_of(asked)[1] is None:
+            return f"random:{value}@{seed}", seed
+        return asked, seed
 
     @property
     def settings(self) -> dict[str, Any]:
