@@ -2,13 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test test-slow lint types bench clean
 
 demo: .venv/installed
 	$(BIN)/erasure demo --out demo
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# What takes long: kills at many moments, several processes, whole commands of the README, every optimiser and family.
+test-slow: .venv/installed
+	$(PYTEST) -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
