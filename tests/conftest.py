@@ -122,7 +122,7 @@ def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class TrainingResult:
+class Outcome:
     """What a command did: exit code, result on stdout (parsed), and stderr."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
@@ -135,23 +135,23 @@ class TrainingResult:
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., TrainingResult]:
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command in this process."""
 
-    def run(*arguments: object) -> TrainingResult:
+    def run(*arguments: object) -> Outcome:
         capsys.readouterr()
         try:
             code = main([str(part) for part in arguments])
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = capsys.readouterr()
-        return TrainingResult(code, captured.out, captured.err)
+        return Outcome(code, captured.out, captured.err)
 
     return run
 
 
 @pytest.fixture
-def refused(cli: Callable[..., TrainingResult]) -> Callable[..., str]:
+def refused(cli: Callable[..., Outcome]) -> Callable[..., str]:
     """Run a command that must fail with exit 1 and one line on stderr; returns that line."""
 
     def run(*arguments: object) -> str:

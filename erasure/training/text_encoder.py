@@ -32,6 +32,7 @@ class TextEncoderView(StableDiffusion):
         self.__dict__.update(whole.__dict__)
         self.whole = whole
         self.network = whole.parts[self.part]
+        self._kept_hashes = None  # those of the whole are another network's
 
     @classmethod
     def of(cls, model: Model) -> Self:

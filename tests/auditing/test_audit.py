@@ -81,6 +81,7 @@ def test_an_image_hangs_on_its_seed_alone(threes, capsys, tmp_path):
         np.testing.assert_allclose(*scores, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_killed_audit_continues_to_the_same_bits(threes, tmp_path):
     _, arguments, _ = threes
     arguments = [*arguments, "--sample-batch-size", 1, "--limit", 4]
@@ -98,6 +99,7 @@ def test_a_killed_audit_continues_to_the_same_bits(threes, tmp_path):
     assert not list(killed.glob("*.part-*")) and not list(killed.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_table_of_one(threes, tmp_path):
     _, arguments, out = threes
     folder = tmp_path / "two"

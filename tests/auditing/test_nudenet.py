@@ -213,8 +213,8 @@ def test_a_network_takes_any_number_of_images_or_one():
 
 def test_options_out_of_range():
     for given, message in (
-        ({"threads": 0}, "--nudenet-threads 0 must be at least 1"),
-        ({"resolution": 300}, "--nudenet-resolution 300 must be a multiple of 32"),
+        ({"threads": 0}, "nudenet_threads. 0 must be at least 1"),
+        ({"resolution": 300}, "nudenet_resolution. 300 must be a multiple of 32"),
         ({"nms": "per-class"}, r"no nms 'per-class' \(did you mean 'per_class'\?\)"),
         ({"onxx": "x"}, r"no option 'onxx' \(did you mean 'onnx'\?\)"),
     ):

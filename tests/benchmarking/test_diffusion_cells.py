@@ -231,6 +231,7 @@ def test_prompts_of_a_text_to_image_model(tmp_path, plan):
         benchmark(plan, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_prompts_that_no_method_was_given(tmp_path, plan, monkeypatch):
     plan.write_text(
         f"""
@@ -386,6 +387,7 @@ def test_the_front_is_what_nothing_beats():
     assert front(spots) == ["original", "good", "same", "ruin"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_equal_one(plan, tmp_path, cli):
     flags = ("--scenarios", "three", "--methods", "finetune", "--seeds", 1, "--json")

@@ -8,6 +8,7 @@ from tests.conftest import CIFAR10
 pytestmark = pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 archives are not beside the checkout")
 
 
+@pytest.mark.slow
 def test_train_mask_erase_generate_evaluate_on_real_images(cli, tmp_path):
     data = ("--data", "cifar10", "--data-dir", CIFAR10, "--limit", 200)
     small = ("--channels", "16,32,32", "--layers-per-block", 1, "--steps", 4, "--batch-size", 16, "--warmup-steps", 1)

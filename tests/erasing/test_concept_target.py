@@ -98,6 +98,7 @@ LONG = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_command_that_is_killed_at_every_stage_ends_with_the_same_bits(cli, tmp_path, monkeypatch):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

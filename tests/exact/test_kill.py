@@ -18,6 +18,7 @@ def _states(folder):
     return {path.name: path.read_bytes() for path in (folder / "states").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_request_that_was_killed_is_completed_to_the_same_bits(tmp_path):
     method = Sisa(arch="resnet-digits", shards=2, slices=4, epochs=3)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -164,6 +164,7 @@ def test_the_static_names_are_those_that_are_given():
         assert getattr(er, name).__doc__
 
 
+@pytest.mark.slow
 def test_a_strict_type_checker_accepts_a_program_that_uses_it():
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "tests/integration/consumer.py"]
     checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

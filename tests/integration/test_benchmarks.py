@@ -51,6 +51,7 @@ def test_the_mask_benchmark_checks_what_it_times(monkeypatch):
     assert mask_benchmark._alone("ours")["seconds"] > 0 and mask_benchmark._alone("official")["peak"] >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 archives are not beside the checkout")
 def test_the_gpu_script_runs_at_toy_size_and_goes_on_where_it_stopped(tmp_path):
     command = [
@@ -103,6 +104,7 @@ def test_what_is_published_has_no_folder_and_six_digits(tmp_path):
     assert "somewhere" not in str(found) and "a.png" not in str(found) and "steps" not in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="the CIFAR-10 archives are not beside the checkout")
 @pytest.mark.timeout(400)
 def test_the_tables_of_the_gpu_script_run_at_toy_size_and_end_with_the_minutes(tmp_path, capfd):
@@ -175,6 +177,7 @@ def test_the_step_of_stable_diffusion_is_measured_on_every_side(small):
     assert found["ours / official algorithm (goal: at most 0.6)"] == pytest.approx(alone)
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_processes_of_their_own_or_computed(monkeypatch):
     found = stable_diffusion.memory(32, 8)
     ratio = found["ours, peak GB"] / found["official, peak GB"]
@@ -216,6 +219,7 @@ def test_results_of_the_same_machine_are_kept(monkeypatch, tmp_path, capsys):
     assert "one" not in json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_the_gpu_script_measures_stable_diffusion_at_toy_size_and_resumes(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu", "--toy", "--parts", "sd", "--minutes", "5", "--out", str(tmp_path)])
     assert gpu.main() == 0

@@ -7,6 +7,8 @@ import pytest
 
 from tests.conftest import process
 
+pytestmark = pytest.mark.slow
+
 
 def _digest(folder, patterns):
     """What a verb leaves that must not depend on the kill: weights and pictures."""

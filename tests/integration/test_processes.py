@@ -10,6 +10,8 @@ from erasure.models import load_model
 from tests.conftest import pipeline_folder, process, tiny, together
 from tests.support import launched
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_processes_equal_one(ddpm_folder, tmp_path):
     common = ("erase", "--model", ddpm_folder, "--forget", 3, "--steps", 4, "--batch-size", 16, "--optimizer", "sgd")

@@ -151,6 +151,7 @@ def test_the_tables_of_the_pages_are_what_was_measured():
         assert rewritten(page) == page.read_text(encoding="utf-8"), "run `make readme`"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(800)
 def test_the_commands_of_the_readme_run_as_they_stand(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -160,6 +161,15 @@ def test_the_commands_of_the_readme_run_as_they_stand(cli, tmp_path, monkeypatch
     for command in commands:
         outcome = cli(*shlex.split(command)[1:])
         assert outcome.code == 0, (command, outcome.err)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(800)
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", block[1]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "before-after.png").is_file() and done.stdout.endswith("True\n")
 
 
 def test_every_verb_is_in_the_readme():

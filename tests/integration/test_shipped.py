@@ -38,6 +38,7 @@ def test_the_classifier_reads_held_out_digits():
     assert (seen == test.labels).mean() * 100 == pytest.approx(classifier.info["training"]["test_accuracy"], abs=0.3)
 
 
+@pytest.mark.slow
 def test_the_ddpm_draws_the_digit_it_is_asked_for():
     """At least 97 % on average and 90 % in every class, at the guidance the demonstration uses."""
     model, classifier = load_family("digits-ddpm", DDPM), load_family("digits-classifier", Classifier)
@@ -47,6 +48,7 @@ def test_the_ddpm_draws_the_digit_it_is_asked_for():
     assert right.mean() >= 0.97 and right.min() >= 0.90, right
 
 
+@pytest.mark.slow
 def test_stable_diffusion_draws_what_it_is_asked_for(tmp_path):
     """At its own guidance (4) and 30 steps: digits 97 %, styles 99 %, both digits of a pair 85 %."""
     from erasure.erasing.targets import TargetSpec, target_of
@@ -74,12 +76,13 @@ def test_the_judge_of_digits_and_styles_reads_held_out_images():
         assert right.mean() >= 0.985, name
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demonstration_forgets_and_keeps(cli, tmp_path, monkeypatch):
     """The short demonstration whole, its second scene on fewer images."""
     from dataclasses import replace
 
-    from erasure.erasing import scenes
+    from erasure.erasing import demo as scenes
 
     few = {"num_forget_images": 60, "num_retain_images": 160}
     monkeypatch.setitem(
@@ -101,13 +104,15 @@ def test_the_demonstration_forgets_and_keeps(cli, tmp_path, monkeypatch):
     assert text.code == 0 and "SalUn" in text.out and result["report"] in text.out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["ddpm-three", "sd-both"])
 def test_the_full_table_has_every_row(name, tmp_path, monkeypatch):
     """The controls and baselines of `--full`, on few steps and images."""
     from dataclasses import replace
 
-    from erasure.erasing import demo, scenes
+    from erasure.erasing import demo
+    from erasure.erasing import demo as scenes
 
     scene = scenes.SCENES[name]
     if name == "sd-both":  # its first row and its last

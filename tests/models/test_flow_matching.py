@@ -201,7 +201,7 @@ def test_what_flows_do_not_have_is_refused(kind):
     for weights in ("attn1", "attn2", "not-attn2"):
         method = registry.load("methods", "finetune")(weights=weights)
         method.check(task)
-        with pytest.raises(NotApplicableError, match="none is cross-attention"):
+        with pytest.raises(NotApplicableError, match="it has no cross-attention"):
             method.check_model(model)
     if kind == "sd3":
         with pytest.raises(OptionError, match="no positions beyond"):
