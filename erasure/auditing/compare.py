@@ -22,7 +22,7 @@ from erasure.core.records import Record, stored
 from erasure.core.run_dir import read_record
 from erasure.evaluation.metrics.base import Score
 from erasure.reports.compare_runs import RunComparison, compare_runs
-from erasure.reports.page import COLUMNS, Cell, Figure, aligned, cell, rendered, titled
+from erasure.reports.page import COLUMNS, Figure, ShownScore, aligned, cell, rendered, titled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def as_text(result: AuditComparison) -> str:
     return "\n".join([aligned(models), "", aligned(classes), "", *_sentences(result)]).rstrip()
 
 
-def _cell(row: BaseRow, metric: str) -> Cell:
+def _cell(row: BaseRow, metric: str) -> ShownScore:
     score = row.metrics.get(metric)
     return cell(None if score is None else score.to_dict())
 

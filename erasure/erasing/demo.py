@@ -36,7 +36,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Scene:
-    """One erasure and its controls; `num_images` are drawn of each class or prompt to judge it."""
+    """One erasure and its controls; `num_images` of each class or prompt are generated to measure it."""
 
     title: str
     model: str

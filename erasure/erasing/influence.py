@@ -1,4 +1,4 @@
-"""Which training samples of a classifier to look at first: influence on held-out data, loss, and self-influence.
+"""influence: rank the training samples of a classifier by influence on the test loss, by loss, and by self-influence.
 
 The influence of sample i is psi_i = s . g_i with s = A^-1 grad L(test): what its removal adds to n times the loss on
 the test split (Koh and Liang, 2017). Samples that the model would be better without come first, as in PUMA's search for

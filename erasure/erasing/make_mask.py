@@ -1,4 +1,4 @@
-"""Masks as files: compute one for a model and what it is to forget, or read one that was made for the model."""
+"""make_mask: compute a mask into a file, or read one that was made for the model."""
 
 from __future__ import annotations
 

@@ -153,7 +153,8 @@ class Model(ABC):
 
     def keep_hashes(self) -> None:
         """Compute each hash once from now on; call `weights_change` before anything changes the weights."""
-        self._kept_hashes = {}
+        if self._kept_hashes is None:
+            self._kept_hashes = {}
 
     def weights_change(self) -> None:
         """Compute hashes anew from now on."""

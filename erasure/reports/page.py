@@ -21,7 +21,7 @@ COLUMNS = {"ua": "UA", "ra": "RA", "forget_share": "forget share", "fd_classifie
            "ta": "TA", "mia": "MIA", "loss_auc": "loss AUC", "avg_gap": "AvgGap"}  # fmt: skip
 
 
-class Cell(TypedDict):
+class ShownScore(TypedDict):
     """A metric as a table shows it: value, interval and n, each as text."""
 
     value: str
@@ -29,12 +29,12 @@ class Cell(TypedDict):
     n: str
 
 
-class TableRow(TypedDict):
+class ShownRow(TypedDict):
     """A row of a comparison, with a cell for each metric."""
 
     name: str
     mask: str
-    cells: list[Cell]
+    cells: list[ShownScore]
     seconds: str
 
 
@@ -42,7 +42,7 @@ class ComparisonTable(TypedDict):
     """The header and the rows of a comparison of runs."""
 
     header: list[str]
-    rows: list[TableRow]
+    rows: list[ShownRow]
 
 
 class Figure(TypedDict):
@@ -65,7 +65,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> ComparisonTable:
     measured = {name for row in rows for name in row.get("metrics", {})}
     present = [*(name for name in COLUMNS if name in measured), *sorted(measured - set(COLUMNS))]
     header = ["", "mask", *(COLUMNS.get(name, name) for name in present), "seconds"]
-    body: list[TableRow] = []
+    body: list[ShownRow] = []
     for row in rows:
         cells = [cell(row.get("metrics", {}).get(name)) for name in present]
         seconds = row.get("seconds")
@@ -104,7 +104,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def cell(score: Mapping[str, Any] | None) -> Cell:
+def cell(score: Mapping[str, Any] | None) -> ShownScore:
     """Value, interval and n of a metric as a table shows them; a dash for a missing one."""
     if score is None:
         return {"value": "-", "interval": "", "n": ""}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ import torch
 from erasure.core import registry
 from erasure.core.files import read_json
 from erasure.formats.safetensors_io import read_tensors
-from erasure.models import load_model, shipped_folder
+from erasure.models import Model, load_model, shipped_folder
+from erasure.models.classifier import Classifier
+from erasure.models.ddpm import DDPM
 from erasure.saliency.mask import Mask
 from tests.conftest import tiny
 
@@ -33,6 +36,25 @@ def erase(cli, ddpm_folder, tmp_path):
         )
 
     return run
+
+
+def test_an_erasure_loads_and_hashes_once_and_tells_its_phases(erase, tmp_path, monkeypatch):
+    calls = Counter()
+    for family in (DDPM, Classifier):
+        load = family.load.__func__
+        counted = lambda cls, folder, load=load: (calls.update([cls.family]), load(cls, folder))[1]  # noqa: E731
+        monkeypatch.setattr(family, "load", classmethod(counted))
+    network_hash = Model._network_hash
+    monkeypatch.setattr(
+        Model, "_network_hash", lambda self: (calls.update([f"{self.family} hash"]), network_hash(self))[1]
+    )
+    result = erase().json
+    assert calls["ddpm"] == 1 and calls["classifier"] == 1
+    assert calls["ddpm hash"] == 2  # before and after
+    assert {"load the model", "mask", "train", "measure the original"} <= set(result["phases"])
+    assert all(seconds >= 0 for seconds in result["phases"].values())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "load the model" in page
 
 
 def test_an_erasure_leaves_a_whole_run(erase, ddpm_folder, tmp_path):

@@ -1,4 +1,7 @@
+import numpy as np
 import pytest
+
+from erasure.data.images import write_png
 
 SMALL = ("--num-images", 3, "--num-inference-steps", 2)
 
@@ -84,3 +87,20 @@ def test_avg_gap_is_measured_against_a_retrained_model(classifier_folder, ddpm_f
     assert "give --retrained" in refused("evaluate", tmp_path / "run", "--metrics", "avg_gap")
     assert "for classifiers" in refused("evaluate", ddpm_folder, "--retrained", tmp_path / "retrained", *SMALL)
     assert "expected a classifier" in refused("evaluate", tmp_path / "run", "--retrained", ddpm_folder)
+
+
+def test_data_that_changed_since_is_refused(cli, refused, tmp_path):
+    data, generator = tmp_path / "data", np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for name, base in (("dark", 0), ("light", 160)):
+            (data / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = generator.integers(base, base + 90, (8, 8, 1), dtype=np.uint8)
+                write_png(data / split / name / f"{i:02d}.png", image)
+    trained = ("--arch", "softmax-digits", "--steps", 5, "--batch-size", 8, "--out", tmp_path / "c")
+    assert (found := cli("train", "classifier", "--data", data, *trained)).code == 0, found.err
+    erased = ("--forget", "ids:1,2", "--method", "finetune", "--steps", 2, "--batch-size", 8)
+    assert cli("erase", "--model", tmp_path / "c", *erased, "--out", tmp_path / "run").code == 0
+    assert cli("evaluate", tmp_path / "run").code == 0
+    (data / "train" / "dark" / "00.png").unlink()  # every later id now means another sample
+    assert "the data of" in refused("evaluate", tmp_path / "run")

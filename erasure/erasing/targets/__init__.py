@@ -1,6 +1,7 @@
-"""Subject: what an erasure is about, made from what was asked. Classes or samples of a data set, or a concept in words.
+"""Forget targets: classes or samples of a data set, or a concept in prompts.
 
-Each gives a task, the samples a method trains on, evidence for the metrics, and the settings that make them again.
+A target has a task, the samples that a method trains on, the outputs that metrics read, and the settings from which
+`recorded_target` makes it again.
 """
 
 from __future__ import annotations

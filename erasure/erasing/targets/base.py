@@ -1,4 +1,4 @@
-"""What every subject gives, and what can be asked for."""
+"""ForgetTarget: what is erased, with its data and outputs; and TargetSpec: how it is asked for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from erasure.prompts.concept import Concept
 
 Probe = Callable[[Model], Mapping[str, float]]
 HASHED = {"data_hash": "the data", "images_hash": "the images", "parts_hash": "other parts of the model"}
-PROBED = 32  # forget images of a look during training, and as many retain images
+PROBED = 32  # forget images of a probe during training, and as many retain images
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ForgetTarget(ABC):
 
     @abstractmethod
     def prepare(self, model: Model) -> None:
-        """Make another copy of the model ready for the task."""
+        """Make a copy of the model ready for the task."""
 
     @abstractmethod
     def outputs(
@@ -92,15 +92,15 @@ class ForgetTarget(ABC):
 
     @abstractmethod
     def probe(self, model: Model, evaluation: EvaluationConfig) -> Probe:
-        """What is looked at during training: UA and RA over few samples, in percent."""
+        """Measure UA and RA in percent over few samples during training."""
 
     @abstractmethod
     def check_labeler(self, evaluation: EvaluationConfig) -> None:
-        """Raise what is wrong with the judge before anything is written."""
+        """Open the classifier that labels images, so that its errors come before anything is written."""
 
     @abstractmethod
     def mark(self, info: ModelInfo) -> None:
-        """Write into a cleaned model's `info` what is gone from it."""
+        """Write into a cleaned model's `info` what was erased from it."""
 
 
 def shipped_classifier(data: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""classes: forget classes of the data set that a model was trained on."""
+"""ClassTarget: classes of the data set that a model was trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""samples: forget single training samples of a classifier, by id (see `erasure.data.forget_sets`).
+"""SampleTarget: single training samples of a classifier, by id (see `erasure.data.forget_sets`).
 
 The retain set is the rest. What was erased from the model before, samples or classes, is on neither side.
 """
