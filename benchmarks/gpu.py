@@ -87,9 +87,11 @@ def _train_and_judge(root: Path, minutes: float, data_dir: str, toy: bool) -> No
     _stage(
         root,
         "classifier",
-        lambda: train(replace(classifier, steps=plan["classifier"]), "cifar10", root / "classifier", **source),
+        lambda: train(
+            replace(classifier, steps=plan["classifier"]), "cifar10", root / "classifier", **source
+        ).to_dict(),
     )
-    _stage(root, "ddpm", lambda: train(replace(ddpm, steps=plan["ddpm"]), "cifar10", root / "ddpm", **source))
+    _stage(root, "ddpm", lambda: train(replace(ddpm, steps=plan["ddpm"]), "cifar10", root / "ddpm", **source).to_dict())
     _stage(root, "judged", lambda: _judged(root, data_dir, 4 if toy else 500))
 
 

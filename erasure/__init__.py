@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from erasure.api import erase as erase
     from erasure.api import evaluate as evaluate
     from erasure.api import export as export
+    from erasure.api import generate as generate
     from erasure.api import load as load
     from erasure.api import saliency_mask as saliency_mask
     from erasure.api import verify as verify
@@ -48,6 +49,7 @@ _HOMES = {
     "erase": "erasure.api",
     "evaluate": "erasure.api",
     "export": "erasure.api",
+    "generate": "erasure.api",
     "load": "erasure.api",
     "load_dataset": "erasure.data.loading",
     "saliency_mask": "erasure.api",

@@ -45,10 +45,14 @@ from erasure.models import Model, load_model
 from erasure.models.loading import load_pipeline
 from erasure.prompts.concept import Concept
 from erasure.prompts.prompt_set import PromptSet
+from erasure.prompts.prompt_table import prompt_rows
 from erasure.reports.compare_runs import RunComparison
 from erasure.reports.notebook import image_html, scores_html
 from erasure.saliency.mask import Mask
 from erasure.saliency.scores import SaliencyConfig, build_mask
+from erasure.sampling.draw import SamplingOptions
+from erasure.sampling.generate import GenerateResult, generate_prompts
+from erasure.sampling.generate import generate as generate_classes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -338,6 +342,36 @@ def audit(
     )
 
 
+def generate(
+    model: Run | str | Path,
+    *,
+    out: str | Path,
+    prompts: Sequence[str] | None = None,
+    classes: Sequence[int | str] | None = None,
+    compare: Run | str | Path | None = None,
+    seed: int = 0,
+    **sampling: Any,
+) -> GenerateResult:
+    """Write images of prompts or of classes into the folder `out`; an interrupted call continues.
+
+    Args:
+        model: A run, or a model by its name or path; of a loaded model, `model.pipeline()` draws.
+        out: The folder.
+        prompts: What a text-to-image model is asked for.
+        classes: What a class-conditional model is asked for, by index or name; None: every class.
+        compare: Another text-to-image model that generates from the same seeds.
+        seed: Seed of the first noise.
+        sampling: Fields of SamplingOptions, such as num_images=4.
+    """
+    settings: SamplingOptions = build(SamplingOptions, "sampling", sampling)
+    name = _name(model)
+    if prompts is None:
+        chosen = None if classes is None else ",".join(map(str, classes))
+        return generate_classes(name, chosen, out, settings, seed)
+    rows = prompt_rows(list(prompts), None)
+    return generate_prompts(name, rows, out, settings, seed, None if compare is None else _name(compare))
+
+
 def export(run: Run | str | Path, out: str | Path, *, format: str = "single-file", **more: Any) -> ExportResult:
     """Write the cleaned model of a run for other tools; see `Run.export`."""
     return (run if isinstance(run, Run) else Run(run)).export(out, format=format, **more)
@@ -367,6 +401,10 @@ def _spec(target: Target | str, training_images: Options | None = None) -> Targe
         f"a {type(target).__name__} is no target: give a Concept, Classes or Samples, "
         'such as erasure.Concept.from_words("church")'
     )
+
+
+def _name(model: Run | str | Path) -> str:
+    return str(model.folder) if isinstance(model, Run) else str(model)
 
 
 def _named_or_loaded(model: GivenModel) -> str | Model:

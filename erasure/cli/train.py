@@ -56,7 +56,7 @@ def run(values: argparse.Namespace) -> Answer:
         seed=values.seed,
         resume=values.resume,
     )
-    return {"out": values.out, "model": f"{values.out}/model", **result}, lines_of
+    return {"out": values.out, "model": f"{values.out}/model", **result.to_dict()}, lines_of
 
 
 def _recipe(kind: str) -> Fields:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from erasure.core import plots
 from erasure.core.distributed import device
 from erasure.core.errors import DivergedError, OptionError
 from erasure.core.files import write_text
+from erasure.core.records import Record, stored
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import RunDir
 from erasure.data import Dataset
@@ -57,10 +59,40 @@ class InfluenceConfig:
             raise OptionError("--damping must be above 0 and --tolerance at least 0")
 
 
+@dataclass(frozen=True)
+class Suspect(Record):
+    """A training sample with its label and how suspicious it is by each of ORDERS."""
+
+    id: int
+    label: str
+    influence: float
+    loss: float
+    self_influence: float
+
+
+@dataclass(frozen=True)
+class Found(Record):
+    """The area under a curve of `found_curve`, and the share found once as many were inspected as are known."""
+
+    area: float
+    first: float
+
+
+@dataclass(frozen=True)
+class InfluenceResult(Record):
+    """The run's folder, how many samples were ranked, the first of them, and what each order found of `known` ones."""
+
+    run: str
+    samples: int
+    top: tuple[Suspect, ...]
+    known: int | None
+    found: Mapping[str, Found] | None = stored(optional=True)
+
+
 def influence(
     model: str, spec: TargetSpec, out: str | Path, settings: InfluenceConfig, seed: int = 0
-) -> dict[str, Any]:
-    """Rank the training samples of a classifier; returns the first of them and, where it is known, what was found.
+) -> InfluenceResult:
+    """Rank the training samples of a classifier, the most suspicious first.
 
     `spec.forget` names the samples that are known to be wrong; without it, those that the model's recipe made wrong.
     The folder gets run.json, ranking.csv (every sample, the most suspicious first) and, with known samples, found.svg.
@@ -75,23 +107,21 @@ def influence(
     asked = {**target.settings, "influence": asdict(settings), "seed": seed}
     with RunDir(out, "influence", {"model": located(model), "model_hash": loaded.hash, **asked}) as run:
         if run.done:
-            return run.result
+            return InfluenceResult.from_dict(run.result, str(run.folder))
         scores = scores_of(loaded, target.dataset, target.test_data, settings, seed)
         order = np.argsort(-scores["influence"], kind="stable")
         write_text(run.folder / "ranking.csv", _table(order, scores, target.dataset))
-        result: dict[str, Any] = {
-            "run": str(run.folder),
-            "samples": len(order),
-            "top": [_row(int(i), scores, target.dataset) for i in order[: settings.top]],
-            "known": None,
-        }
+        known: int | None = None
+        found: dict[str, Found] | None = None
         if spec.forget is not None:
             known = int(target.forgotten.sum())
             curves = {name: found_curve(values, target.forgotten) for name, values in scores.items()}
             curves["random"] = np.linspace(0, 1, len(order) + 1)
-            result |= {"known": known, "found": {name: summary(curve, known) for name, curve in curves.items()}}
+            found = {name: summary(curve, known) for name, curve in curves.items()}
             write_text(run.folder / "found.svg", plots.svg(_figure(curves)))
-        run.finish(result)
+        top = tuple(_row(int(i), scores, target.dataset) for i in order[: settings.top])
+        result = InfluenceResult(str(run.folder), len(order), top, known, found)
+        run.finish(result.to_dict())
         return result
 
 
@@ -126,9 +156,9 @@ def found_curve(scores: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(known[order]) / known.sum()])
 
 
-def summary(curve: np.ndarray, known: int) -> dict[str, float]:
+def summary(curve: np.ndarray, known: int) -> Found:
     """The area under a curve of `found_curve`, and the share found once as many were inspected as are `known`."""
-    return {"area": float(np.trapezoid(curve, dx=1 / (len(curve) - 1))), "first": float(curve[known])}
+    return Found(float(np.trapezoid(curve, dx=1 / (len(curve) - 1))), float(curve[known]))
 
 
 def _figure(curves: dict[str, np.ndarray]) -> Any:
@@ -140,14 +170,14 @@ def _figure(curves: dict[str, np.ndarray]) -> Any:
     return plots.curve(series, "inspected share of the samples", "found share of the wrong ones")
 
 
-def _row(i: int, scores: dict[str, np.ndarray], dataset: Dataset) -> dict[str, Any]:
+def _row(i: int, scores: dict[str, np.ndarray], dataset: Dataset) -> Suspect:
     label = dataset.class_names[int(dataset.labels[i])]
-    return {"id": i, "label": label, **{name: float(values[i]) for name, values in scores.items()}}
+    return Suspect(i, label, **{name: float(values[i]) for name, values in scores.items()})
 
 
 def _table(order: np.ndarray, scores: dict[str, np.ndarray], dataset: Dataset) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["id", "label", *ORDERS], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_row(int(i), scores, dataset) for i in order)
+    writer.writerows(_row(int(i), scores, dataset).to_dict() for i in order)
     return text.getvalue()

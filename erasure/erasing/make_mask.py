@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from erasure.core.distributed import device, is_main
 from erasure.core.errors import MaskError, OptionError, OutputError, RunError, suggestion
 from erasure.core.files import held, writing
+from erasure.core.records import Facts, Record
 from erasure.core.run_dir import fingerprint
 from erasure.erasing.targets import TargetSpec, target_of
 from erasure.models import Model, load_model
@@ -20,6 +20,19 @@ from erasure.saliency.scores import SaliencyConfig, build_mask
 
 MASKS = ("saliency", "none", "random", "inverted")
 SCORED = ("saliency", "inverted")  # those that are made from gradients on what is to be forgotten
+
+
+@dataclass(frozen=True)
+class MaskResult(Record):
+    """The file of a mask, the share and number of weights in it, in all and by block, and how it was made."""
+
+    mask: str
+    density: float
+    selected: int
+    weights: int
+    blocks: Mapping[str, Mapping[str, float]]
+    seconds: float
+    provenance: Facts
 
 
 def make_mask(
@@ -31,8 +44,8 @@ def make_mask(
     kind: str = "saliency",
     seed: int = 0,
     checkpoint_every: int = 50,
-) -> dict[str, Any]:
-    """Write the mask of `kind` (saliency, random or inverted) to `out`; returns its density, by block too.
+) -> MaskResult:
+    """Write the mask of `kind` (saliency, random or inverted) to `out`.
 
     A killed pass continues from `<out>.partial`. A file that holds the mask of these very settings is kept; a file that
     holds anything else is refused.
@@ -62,15 +75,8 @@ def make_mask(
             if is_main():
                 mask.save(path)
                 partial.unlink(missing_ok=True)
-    return {
-        "mask": str(path),
-        "density": mask.density,
-        "selected": mask.selected,
-        "weights": mask.total,
-        "blocks": mask.by_block(),
-        "seconds": mask.provenance["seconds"],
-        "provenance": mask.provenance,
-    }
+    seconds = mask.provenance["seconds"]
+    return MaskResult(str(path), mask.density, mask.selected, mask.total, mask.by_block(), seconds, mask.provenance)
 
 
 def read_mask(path: str, model: Model) -> Mask:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from erasure.core.distributed import agreed, device, is_main
 from erasure.core.errors import DataError
 from erasure.core.files import write_text
 from erasure.core.model_card import bullets, model_card
+from erasure.core.records import Record, stored
 from erasure.core.rng import derive_seed
 from erasure.core.run_dir import RunDir, RunRecord
 from erasure.data import Dataset, load_dataset, placed
@@ -33,6 +34,18 @@ from erasure.training.recipe_stable_diffusion import reconstruction_error
 from erasure.training.recipes import ClassifierRecipe, Recipe
 
 
+@dataclass(frozen=True)
+class TrainResult(Record):
+    """Seconds, steps, final loss and hash of a training; test accuracy in percent, or the autoencoder's error."""
+
+    seconds: float
+    steps: int
+    loss: float | None
+    hash: str
+    test_accuracy: float | None = stored(optional=True)
+    reconstruction_error: float | None = stored(optional=True)
+
+
 def train(
     recipe: Recipe,
     data: str,
@@ -43,8 +56,8 @@ def train(
     limit: int | None = None,
     seed: int = 0,
     resume: bool = False,
-) -> dict[str, Any]:
-    """Train a model of `recipe` on `data`, and return the result that the run records.
+) -> TrainResult:
+    """Train a model of `recipe` on `data`.
 
     Args:
         recipe: Kind of model, architecture and training options.
@@ -67,7 +80,7 @@ def train(
     with RunDir(out, "train", settings, must_exist=resume) as run:
         run.document = agreed(run.document)
         if run.done:
-            return run.result
+            return TrainResult.from_dict(run.result, str(run.folder))
         model = recipe.new(dataset, seed).to(device())
         model.info["recipe"] = {**source, "seed": seed, "kind": recipe.kind, **asdict(recipe)}
         run.update(device=str(model.device), num_weights=sum(p.numel() for p in model.network.parameters()))
@@ -75,10 +88,10 @@ def train(
         if recipe.weights_dtype == "float16":
             _round(model)
         result = _measured(model, recipe, outcome, dataset, test)
-        model.info["training"] = result
+        model.info["training"] = result.to_dict()
         if is_main():
             _publish(model, outcome, run, dataset, seed)
-            run.finish(result)
+            run.finish(result.to_dict())
             for checkpoint in run.folder.rglob("checkpoint.safetensors"):
                 checkpoint.unlink()
         return result
@@ -102,14 +115,16 @@ def _data(
     return dataset, test
 
 
-def _measured(model: Model, recipe: Recipe, outcome: TrainingResult, dataset: Dataset, test: Dataset) -> dict[str, Any]:
-    """The result of a training: seconds, steps, final loss, hash, and the accuracy or reconstruction error."""
-    result = {"seconds": outcome.seconds, "steps": recipe.steps, "loss": _final_loss(outcome), "hash": model.hash}
-    if isinstance(model, Classifier):
-        result["test_accuracy"] = accuracy(model, test)
-    if isinstance(model, StableDiffusion):
-        result["reconstruction_error"] = reconstruction_error(model, dataset.first(500).images)
-    return result
+def _measured(model: Model, recipe: Recipe, outcome: TrainingResult, dataset: Dataset, test: Dataset) -> TrainResult:
+    images = dataset.first(500).images
+    return TrainResult(
+        outcome.seconds,
+        recipe.steps,
+        _final_loss(outcome),
+        model.hash,
+        accuracy(model, test) if isinstance(model, Classifier) else None,
+        reconstruction_error(model, images) if isinstance(model, StableDiffusion) else None,
+    )
 
 
 def accuracy(model: Classifier, dataset: Dataset) -> float:

@@ -31,7 +31,7 @@ def test_scores_equal_the_closed_forms_and_leave_one_out():
     logits = model.network.classifier(images)
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(wrong.labels), reduction="none")
     np.testing.assert_allclose(scores["loss"], loss.detach().numpy(), rtol=1e-6)
-    assert summary(found_curve(scores["influence"], np.isin(np.arange(150), known)), 15)["area"] > 0.8
+    assert summary(found_curve(scores["influence"], np.isin(np.arange(150), known)), 15).area > 0.8
 
     def held_out_loss(fitted):
         with torch.no_grad():
@@ -48,8 +48,8 @@ def test_the_curve_of_what_is_found():
     assert found_curve(np.array([4.0, 3.0, 2.0, 1.0]), known).tolist() == [0, 0.5, 0.5, 1, 1]
     best = summary(found_curve(np.array([1.0, 0.0, 1.0, 0.0]), known), 2)
     worst = summary(found_curve(np.array([0.0, 1.0, 0.0, 1.0]), known), 2)
-    assert (best["first"], worst["first"]) == (1, 0)
-    assert best["area"] == 0.75 and worst["area"] == 0.25
+    assert (best.first, worst.first) == (1, 0)
+    assert best.area == 0.75 and worst.area == 0.25
 
 
 @pytest.fixture(scope="module")
@@ -100,4 +100,4 @@ def test_what_makes_no_sense_is_refused(refused, confused, ddpm_folder, tmp_path
 def test_the_same_request_gives_the_same_ranking(confused, tmp_path):
     few = InfluenceConfig(samples=50, steps=3, damping=1.0)
     first, again = (influence(str(confused), TargetSpec(), tmp_path / name, few, 1) for name in "ab")
-    assert first["top"] == again["top"]
+    assert first.top == again.top

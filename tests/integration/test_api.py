@@ -95,6 +95,17 @@ def test_verbs_take_runs_and_objects(pipe, run, tmp_path):
     assert [row["name"] for row in er.compare(found).to_dict()["rows"]] == ["original", "salun (run)"]
 
 
+def test_images_of_prompts_and_of_classes(run, tmp_path):
+    of_prompts = er.generate(
+        run[0], out=tmp_path / "p", prompts=["a three in neon style"], num_images=2, num_inference_steps=2
+    )
+    assert of_prompts.images == 2 and of_prompts.prompts == ("a three in neon style",)
+    of_classes = er.generate(
+        "digits-ddpm", out=tmp_path / "c", classes=[3, "four"], num_images=1, num_inference_steps=2
+    )
+    assert of_classes.images == 2 and len(list((tmp_path / "c").rglob("0*.png"))) == 2
+
+
 def test_a_notebook_shows_tables_and_pictures(run):
     page = run[0]._repr_html_()
     assert "<table>" in page and "UA" in page and "data:image/png" in page
