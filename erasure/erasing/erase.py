@@ -280,22 +280,23 @@ def _result(
     before: ModelOutputs | None,
     after: ModelOutputs | None,
 ) -> EraseResult:
-    found: dict[str, Any] = {
-        "run": str(run.folder),
-        "method": settings["method"],
-        "mask": settings["mask"],
-        "forget": erasure.target.task.concept,
-        "ua": None,
-        "ra": None,
-        **run.document["trained"],
-    }
+    phases, metrics = erasure.phases, erasure.evaluation.metrics
+    scores = original = None
     if before is not None and after is not None:
-        with erasure.phases("measure the cleaned model"):
-            found |= measured(after, erasure.evaluation.metrics).to_dict()
-        with erasure.phases("measure the original"):
-            found["original"] = {"seconds": 0.0, **measured(before, erasure.evaluation.metrics).to_dict()}
-    found["phases"] = erasure.phases.seconds
-    return EraseResult.from_dict(found)
+        with phases("measure the cleaned model"):
+            scores = measured(after, metrics)
+        with phases("measure the original"):
+            original = measured(before, metrics)
+    return EraseResult(
+        str(run.folder),
+        settings["method"],
+        settings["mask"],
+        erasure.target.task.concept,
+        run.document["trained"],
+        scores,
+        original,
+        phases.seconds,
+    )
 
 
 def _train(run: RunDir, settings: EraseSettings, erasure: _Erasure) -> None:

@@ -22,12 +22,6 @@ def scores_html(rows: Sequence[Mapping[str, Any]]) -> str:
     return str(Markup("<table>{}</table>").format(Markup("").join(lines)))
 
 
-def facts_html(facts: Mapping[str, object]) -> str:
-    """A table of names and values."""
-    rows = [Markup("<tr><th style='text-align: left'>{}</th><td>{}</td></tr>").format(*pair) for pair in facts.items()]
-    return str(Markup("<table>{}</table>").format(Markup("").join(rows)))
-
-
 def image_html(path: Path, title: str) -> str:
     """An image file inside the page."""
     pixels = read_image(path, str(path), 3)
